@@ -1,0 +1,168 @@
+"""The mapping file: which column of whose log is the user, the item, the time, the label.
+
+Every source ends in one `Mapping`; preparation knows nothing else. Columns are named as they are
+in the files; where a *rule* is wanted instead of a column (a domain by category, an hour from a
+time), it is an SQL expression in DuckDB's dialect over that table's columns, item columns
+reachable as `items.<field>`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from lcn.config import Config, load_config
+
+TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+
+
+class Csv(Config):
+    """How delimited text is read; Parquet files ignore it."""
+
+    delimiter: str = ","
+    header: bool = True
+    columns: tuple[str, ...] = ()
+    """Column names when the file has no header, or to replace its header."""
+    quote: str = '"'
+    null: tuple[str, ...] = ("", "NULL")
+    """Texts that mean "no value"."""
+
+
+class Source(Config):
+    """A table in one or more files; a folder of files is named by a glob."""
+
+    files: tuple[str, ...]
+    """Paths or globs, relative to the mapping file. `.parquet`, `.csv`, `.tsv`, `.txt`, `.gz`."""
+    csv: Csv = Csv()
+    where: str | None = None
+    """SQL condition on rows to keep at all (rows outside it are not counted as rejected)."""
+
+
+class Events(Source):
+    """Behaviours of users: what histories are made of."""
+
+    user: str
+    item: str
+    time: str
+    time_unit: TimeUnit
+    arrival: str | None = None
+    """Column with the time (same unit) at which the event became known; default: its time.
+    A history holds only events known strictly before the impression."""
+    domain: Literal["source", "target"] | None = None
+    """All rows of this table are of one domain ..."""
+    domain_rule: str | None = None
+    """... or an SQL expression that is true for rows of the target domain."""
+    event_id: str | None = None
+    """Rows with an id seen before are duplicates. Default: equal in every mapped column."""
+    context: dict[str, str] = {}
+    """Event context fields: name -> column or SQL expression (categorical)."""
+
+    @model_validator(mode="after")
+    def _one_domain(self) -> Events:
+        if (self.domain is None) == (self.domain_rule is None):
+            raise ValueError("give exactly one of domain and domain_rule")
+        return self
+
+
+class Impressions(Source):
+    """What was shown in the target domain, with its label."""
+
+    user: str
+    item: str
+    time: str
+    time_unit: TimeUnit
+    label: str
+    """Column or SQL expression giving 0 or 1."""
+    dwell: str | None = None
+    """Column or SQL expression giving seconds of stay time."""
+    target_rule: str | None = None
+    """SQL expression, true for impressions of the target domain; others are dropped."""
+    probability: str | None = None
+    """True click probability, where it is known (synthetic logs); kept aside, never a feature."""
+    impression_id: str | None = None
+    context: dict[str, str] = {}
+    """Request context: known before the impression."""
+    candidate: dict[str, str] = {}
+    """Candidate-only fields, as columns of this table or `items.<column>`."""
+
+
+class Items(Source):
+    """What is known of items."""
+
+    key: str
+    title: str | None = None
+    fields: dict[str, str] = {}
+    """Item fields shared by both domains: name -> column or SQL expression (categorical)."""
+
+
+class Users(Source):
+    """What is known of users."""
+
+    key: str
+    fields: dict[str, str] = {}
+
+
+class SplitRule(Config):
+    """Where validation and test begin: dates in the mapping's time zone, or shares of impressions.
+
+    With shares, the bounds are moved to the next impression time, so equal times stay together.
+    """
+
+    validation_from: str | None = None
+    """ISO date or date-time in `timezone`."""
+    test_from: str | None = None
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> SplitRule:
+        if (self.validation_from is None) != (self.test_from is None):
+            raise ValueError("give both validation_from and test_from, or neither")
+        return self
+
+
+class Limits(Config):
+    """When input stops being plausible."""
+
+    earliest: str = "1990-01-01"
+    """Times before this are rejected as absurd (wrong unit, zero, negative)."""
+    latest: str | None = None
+    """Times after this are rejected as from the future; default: one day after now at run time
+    is *not* used, since results must not depend on the clock: 2100-01-01."""
+    max_rejected_share: float = 0.01
+    """More rejected rows than this share of any table fails the job."""
+    min_count: int = 1
+    """Values seen fewer times in training days are unknown."""
+
+
+class Mapping(Config):
+    """A whole mapping file."""
+
+    name: str
+    licence: str = "not stated"
+    timezone: str = "UTC"
+    """IANA name of the zone that dates, hours and naive times are read in."""
+    events: tuple[Events, ...]
+    impressions: tuple[Impressions, ...]
+    items: tuple[Items, ...] = ()
+    users: tuple[Users, ...] = ()
+    split: SplitRule = SplitRule()
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _same_context(self) -> Mapping:
+        names = {tuple(sorted(table.context)) for table in self.events}
+        if len(names) > 1:
+            raise ValueError(f"all event tables must map the same context fields, got {names}")
+        return self
+
+
+def read_mapping(path: Path | str) -> Mapping:
+    """Read a mapping file (YAML); unknown keys name their nearest right one.
+
+    Raises:
+        ConfigError: as `lcn.config.load_config`.
+    """
+    return load_config(Mapping, path)

@@ -1,0 +1,122 @@
+"""Operations on span histories: one definition, a reference twin and a fast form.
+
+The fast form (compiled for the CPU, no padded or gathered copy of a history) is used for float32
+tensors on the CPU; everything else takes the reference. `force` overrides the choice, for tests
+and benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lcn.ops import reference
+from lcn.ops.types import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
+
+__all__ = [
+    "RECENCY_BUCKETS",
+    "HistoryRows",
+    "Norm",
+    "Pool",
+    "Scoring",
+    "force",
+    "kept_pool",
+    "select_span_topk",
+    "span_pool",
+    "span_score",
+]
+
+Implementation = Literal["auto", "reference", "fast"]
+_choice: ContextVar[Implementation] = ContextVar("lcn_ops_implementation", default="auto")
+
+
+@contextmanager
+def force(implementation: Implementation) -> Iterator[None]:
+    """Use one implementation inside a `with` block."""
+    token = _choice.set(implementation)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+def span_pool(
+    rows: HistoryRows,
+    span_C2: Int[Tensor, "C 2"],
+    scoring: Scoring,
+    norm: Norm = "softmax",
+    keep: int = 0,
+) -> Pool:
+    """Score every row of each candidate's span, weigh, sum, and keep the best.
+
+    Differentiable in `rows.vector_ID`, `scoring.query_CHD` and `scoring.bias_CHV`.
+
+    Args:
+        rows: the batch's history rows.
+        span_C2: first and one-past-last row of each candidate.
+        scoring: how candidates score rows.
+        norm: how scores become weights.
+        keep: how many best rows (by the first head's score) to return; 0 for none.
+    """
+    return _ops(rows).span_pool(rows, span_C2, scoring, norm, keep)
+
+
+def kept_pool(
+    rows: HistoryRows,
+    kept_CK: Int[Tensor, "C K"],
+    scoring: Scoring,
+    norm: Norm = "softmax",
+    keep: int = 0,
+) -> Pool:
+    """`span_pool` over listed rows instead of a span; -1 marks an empty slot."""
+    return _ops(rows).kept_pool(rows, kept_CK, scoring, norm, keep)
+
+
+@torch.no_grad()
+def span_score(
+    rows: HistoryRows, span_C2: Int[Tensor, "C 2"], scoring: Scoring
+) -> Float[Tensor, "S H"]:
+    """Scores of every row of every span, candidates one after the other. Not differentiable."""
+    return _ops(rows).span_score(rows, span_C2, scoring)
+
+
+@torch.no_grad()
+def select_span_topk(
+    score_S: Float[Tensor, " S"], span_C2: Int[Tensor, "C 2"], k: int
+) -> Int[Tensor, "C K"]:
+    """The k best rows of each span by a flat score (as from `span_score`), best first.
+
+    Ties go to the later row; -1 fills empty slots; a real row beats an empty slot whatever its
+    score.
+
+    Raises:
+        ValueError: k is less than 1.
+    """
+    row_CN, mask_CN = reference.rows_of_span(span_C2)
+    score_CN = score_S.new_full(mask_CN.shape, -torch.inf)
+    score_CN[mask_CN] = score_S
+    return reference.select_topk(score_CN, row_CN, k)
+
+
+def _ops(rows: HistoryRows) -> ModuleType:
+    choice = _choice.get()
+    if choice == "reference":
+        return reference
+    fits = rows.vector_ID.device.type == "cpu" and rows.vector_ID.dtype == torch.float32
+    if choice == "fast" and not fits:
+        raise ValueError(
+            "the fast ops need float32 tensors on the CPU, got "
+            f"{rows.vector_ID.dtype} on {rows.vector_ID.device}; use ops.force('reference')"
+        )
+    if not fits:
+        return reference
+    from lcn.ops import cpu
+
+    return cpu
