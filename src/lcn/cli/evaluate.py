@@ -1,0 +1,1 @@
+"""`lcn evaluate` and `lcn predict`."""
