@@ -1,0 +1,240 @@
+"""KuaiRand: short-video impressions with clicks, as published (Pure, 1K, 27K) or as a small slice.
+
+One log serves two domains, by one of two rules:
+
+- `tag`: videos whose first tag number is below 12 are the target domain;
+- `tab`: impressions outside tab 1 (the main feed) are the target domain.
+
+Every impression is also an event of its domain, with `is_click` as context: what was shown and
+not clicked is history too. The *slice* is a compact extract of KuaiRand-Pure: 228,329 impressions
+of 25 April to 8 May 2022 and, for the weeks before, each user's last 50 watched videos *without
+times*. These get order-preserving pseudo times: evenly spaced, as densely as the user watched on
+average (`history_len` impressions since 9 April), ending at the known time of the last one. Their
+click flag, tab and hour are the value `history`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lcn.data import cache as caching
+from lcn.data.mapping import Events, Impressions, Items, Limits, Mapping, SplitRule, Users
+from lcn.errors import DataError, nearest
+
+ABOUT = "KuaiRand (Pure, 1K, 27K) short-video logs, standard and random, or the small slice"
+LICENCE = """\
+KuaiRand, CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/): share with attribution
+and under the same licence. Cite Gao et al., "KuaiRand: An Unbiased Sequential Recommendation
+Dataset with Randomly Exposed Videos", CIKM 2022, https://kuairand.com."""
+OPTIONS = (
+    "domain: the rule for the target domain, tag or tab (tag)",
+    "logs: standard, random or both, for the published layout (standard)",
+)
+
+TIMEZONE = "Asia/Shanghai"
+TARGET_TAG_BELOW = 12
+VERSION = "kuairand-slice/1"
+_SLICE_FILES = ("impressions.parquet", "user_history.parquet", "users.parquet", "videos.parquet")
+_APRIL_9_MS = 1_649_433_600_000
+"""2022-04-09 00:00 in Shanghai, where the untimed histories begin."""
+_NEEDED = ("user_id", "video_id", "time_ms", "is_click", "play_time_ms", "duration_ms", "tab")
+_HOUR = "(time_ms // 3600000 + 8) % 24"
+_PROFILE = (
+    *("user_active_degree", "is_video_author", "follow_user_num_range", "fans_user_num_range"),
+    *("register_days_range", "onehot_feat1", "onehot_feat2"),
+)
+
+Rule = Literal["tag", "tab"]
+Logs = Literal["standard", "random", "both"]
+
+
+def fetch(cache: Path, path: Path | None = None) -> Path:
+    """Return a folder for `mapping`: the published one as it lies, or the slice converted.
+
+    Args:
+        cache: folder of fetched logs.
+        path: an unpacked KuaiRand folder (the one with `log_standard_*.csv`, or one above it), or
+            the folder of the slice; default `kuairand/raw` in the cache.
+
+    Raises:
+        DataError: neither layout is there; the message says what to get and where to put it.
+    """
+    raw = (path or cache / "kuairand" / "raw").absolute()
+    if all((raw / name).is_file() for name in _SLICE_FILES):
+        return caching.build(
+            cache / "kuairand" / "slice", f"{VERSION}-{_key(raw)}", lambda out: convert(raw, out)
+        )
+    for folder in (raw, raw / "data", *sorted(raw.glob("KuaiRand-*/data"))):
+        if any(folder.glob("log_*.csv")):
+            _check_published(folder)
+            return folder
+    raise DataError(
+        f"{raw} holds no KuaiRand log. Download KuaiRand-Pure.tar.gz (45 MB), KuaiRand-1K.tar.gz "
+        "or KuaiRand-27K.tar.gz from https://zenodo.org/records/10439422 (described at "
+        f"https://kuairand.com), unpack it into {raw}, or name the unpacked folder with --path"
+    )
+
+
+def _key(raw: Path) -> str:
+    """Name the slice by its bytes, so that another copy is converted anew."""
+    return "-".join(caching.sha256_of(raw / name)[:8] for name in _SLICE_FILES)
+
+
+def _check_published(folder: Path) -> None:
+    for pattern in ("log_standard_*.csv", "user_features_*.csv", "video_features_basic_*.csv"):
+        if not any(folder.glob(pattern)):
+            raise DataError(f"{folder} lacks {pattern}: unpack the whole published archive there")
+    for log in sorted(folder.glob("log_*.csv")):
+        with log.open(encoding="utf-8", errors="replace") as file:
+            columns = file.readline().strip().split(",")
+        missing = [name for name in _NEEDED if name not in columns]
+        if missing:
+            raise DataError(f"{log} lacks column {missing[0]!r}; it has {', '.join(columns)}")
+
+
+def convert(raw: Path, out: Path) -> str:
+    """Turn the slice into events, impressions, videos and users; returns the slice's path.
+
+    Raises:
+        DataError: a file of the slice is not readable.
+    """
+    try:
+        shown, history, users, videos = (pq.read_table(raw / name) for name in _SLICE_FILES)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"cannot read the KuaiRand slice in {raw}: {error}") from error
+    impressions = shown.select(_NEEDED)
+    events = pa.concat_tables([_timed(history), _as_events(impressions)])
+    tables = {"events": events, "impressions": impressions, "users": users, "videos": videos}
+    for name, table in tables.items():
+        pq.write_table(table, out / f"{name}.parquet", compression="zstd")
+    return str(raw)
+
+
+def _as_events(impressions: pa.Table) -> pa.Table:
+    return pa.table(
+        {
+            "user_id": impressions["user_id"],
+            "video_id": impressions["video_id"],
+            "time_ms": impressions["time_ms"],
+            "is_click": impressions["is_click"].cast(pa.string()),
+            "tab": impressions["tab"].cast(pa.string()),
+        }
+    )
+
+
+def _timed(history: pa.Table) -> pa.Table:
+    """Unroll the watch lists, oldest first, with the pseudo times the module describes."""
+    row = pc.list_parent_indices(history["watch_seq"])
+    video = pc.list_flatten(history["watch_seq"])
+    length = pc.list_value_length(history["watch_seq"]).to_numpy().astype("int64")
+    last = history["last_time_ms"].to_numpy()
+    watched = history["history_len"].to_numpy().astype("int64")
+    step = ((last - _APRIL_9_MS) // watched.clip(min=1)).clip(min=1)
+    parent = row.to_numpy()
+    position = pc.subtract(
+        pa.array(range(len(parent)), pa.int64()), pa.array((length.cumsum() - length)[parent])
+    ).to_numpy()
+    back = length[parent] - 1 - position
+    unknown = pa.repeat(pa.scalar("history"), len(parent))
+    return pa.table(
+        {
+            "user_id": history["user_id"].take(row),
+            "video_id": video,
+            "time_ms": pa.array(last[parent] - back * step[parent], pa.int64()),
+            "is_click": unknown,
+            "tab": unknown,
+        }
+    )
+
+
+def mapping(folder: Path, *, domain: Rule = "tag", logs: Logs = "standard") -> Mapping:
+    """Describe a folder returned by `fetch` to preparation.
+
+    Split: test 8 May 2022, validation 7 May, training before; days are Shanghai days.
+
+    Args:
+        folder: the published folder, or the converted slice.
+        domain: which rule makes the target domain.
+        logs: which logs of the published layout to read; the slice has standard logs only.
+
+    Raises:
+        DataError: an unknown option value.
+    """
+    for value, known in ((domain, ("tag", "tab")), (logs, ("standard", "random", "both"))):
+        if value not in known:
+            raise DataError(f"unknown option value {value!r}{nearest(str(value), known)}")
+    folder = folder.absolute()
+    is_slice = (folder / "events.parquet").is_file()
+    log_files = {
+        "standard": (str(folder / "log_standard_*.csv"),),
+        "random": (str(folder / "log_random_*.csv"),),
+        "both": (str(folder / "log_standard_*.csv"), str(folder / "log_random_*.csv")),
+    }[logs]
+    first_tag = "TRY_CAST(split_part(CAST(items.tag AS VARCHAR), ',', 1) AS INTEGER)"
+    rule = {
+        "tag": f"coalesce({first_tag} < {TARGET_TAG_BELOW}, false)",
+        "tab": "CAST(tab AS VARCHAR) <> '1'",
+    }[domain]
+    hour = f"CASE WHEN is_click = 'history' THEN 'history' ELSE CAST({_HOUR} AS VARCHAR) END"
+    # The tab is the domain under the `tab` rule: as context it would say nothing new.
+    tab = {"tab": "tab"} if domain == "tag" else {}
+    return Mapping(
+        name=f"kuairand-{domain}",
+        licence="CC BY-SA 4.0; cite Gao et al., CIKM 2022",
+        timezone=TIMEZONE,
+        events=(
+            Events(
+                files=(str(folder / "events.parquet"),) if is_slice else log_files,
+                # Where the tab decides, watch lists without a tab have no domain.
+                where="tab <> 'history'" if is_slice and domain == "tab" else None,
+                user="user_id",
+                item="video_id",
+                time="time_ms",
+                time_unit="ms",
+                domain_rule=rule,
+                context={"is_click": "is_click", "hour": hour if is_slice else _HOUR} | tab,
+            ),
+        ),
+        impressions=(
+            Impressions(
+                files=(str(folder / "impressions.parquet"),) if is_slice else log_files,
+                user="user_id",
+                item="video_id",
+                time="time_ms",
+                time_unit="ms",
+                label="is_click",
+                dwell="play_time_ms / 1000.0",
+                target_rule=rule,
+                context={"hour": _HOUR, "tab": "tab"},
+            ),
+        ),
+        items=(
+            Items(
+                files=(str(folder / ("videos.parquet" if is_slice else _VIDEO_FILES)),),
+                key="video_id",
+                fields={
+                    "author": "author_id",
+                    "tag": "split_part(CAST(tag AS VARCHAR), ',', 1)",
+                    "duration": "CAST(floor(log2(1 + video_duration / 1000.0)) AS INTEGER)",
+                },
+            ),
+        ),
+        users=(
+            Users(
+                files=(str(folder / ("users.parquet" if is_slice else _USER_FILES)),),
+                key="user_id",
+                fields={name: name for name in _PROFILE},
+            ),
+        ),
+        split=SplitRule(validation_from="2022-05-07", test_from="2022-05-08"),
+        # The published slice repeats 2.4 per cent of its impressions exactly.
+        limits=Limits(earliest="2022-04-08", latest="2022-05-10", max_rejected_share=0.05),
+    )
+
+
+_VIDEO_FILES, _USER_FILES = "video_features_basic_*.csv", "user_features_*.csv"
