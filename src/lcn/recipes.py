@@ -41,13 +41,13 @@ def lap(dataset: str) -> RunConfig:
 
 def lcn(dataset: str) -> RunConfig:
     """LCN: the pyramid and CRP."""
-    return lap(dataset).model_copy(update={"objectives": (Crp.Config(),)})
+    return lap(dataset).model_copy(update={"name": "lcn", "objectives": (Crp.Config(),)})
 
 
 def lcn_paper(dataset: str) -> RunConfig:
     """LCN as the paper writes CRP: shared negatives, no positive in the denominator."""
     crp = Crp.Config(form="paper", weight=0.01)
-    return lap(dataset).model_copy(update={"objectives": (crp,)})
+    return lap(dataset).model_copy(update={"name": "lcn_paper", "objectives": (crp,)})
 
 
 RECIPES: dict[str, Recipe] = {

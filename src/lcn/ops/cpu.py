@@ -54,9 +54,7 @@ def span_score(rows: HistoryRows, span_C2: Tensor, scoring: Scoring) -> Tensor:
     tiles = Tiles(task.span_C2, task.heads)
     shares = tiles.shares(0, len(tiles.tile_N4), workers())
     flat = flat_SH.numpy()
-    on_threads(
-        lambda n: score_tiles(task, tiles.tile_N4, flat, offset_C, *shares[n]), len(shares)
-    )
+    on_threads(lambda n: score_tiles(task, tiles.tile_N4, flat, offset_C, *shares[n]), len(shares))
     return flat_SH
 
 
@@ -194,7 +192,9 @@ def _walk_back(
             buffer = np.empty(size, np.float32)
         shares = tiles.shares(first, last, count)
         args = (task, out, slope, tiles.tile_N4, start_N, buffer)
-        on_threads(lambda n, args=args, shares=shares: backward_tiles(*args, *shares[n]), len(shares))
+        on_threads(
+            lambda n, args=args, shares=shares: backward_tiles(*args, *shares[n]), len(shares)
+        )
         if grad_ID is not None:
             step = (task, slope, tiles.tile_N4, start_N, buffer, first, last, grad_ID)
             on_threads(lambda n, step=step: scatter_tiles(*step, n, count), count)

@@ -144,7 +144,11 @@ def _forward_wide(task, out, tile, kept_scores_CN):
     pool_QD = np.zeros((wide, deep), np.float32)
     score_RQ = np.empty((ROWS, wide), np.float32)
     top_Q = np.full(wide, -np.inf, np.float32)
-    total_Q, sum_Q, live_Q = np.zeros(wide, np.float32), np.zeros(wide, np.float32), np.zeros(wide, np.float32)
+    total_Q, sum_Q, live_Q = (
+        np.zeros(wide, np.float32),
+        np.zeros(wide, np.float32),
+        np.zeros(wide, np.float32),
+    )
     shrink_Q = np.ones(wide, np.float32)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)

@@ -129,7 +129,9 @@ def _tile(high: int, wide: int, unroll: int, add: bool) -> Any:
                     base_b = builder.add(b, builder.mul(deep, b_deep))
                     base_a = builder.add(a, builder.mul(deep, a_deep))
                     lanes = [
-                        _load(builder, builder.add(base_b, ir.Constant(_INT, 4 * LANE * n)), _VECTOR)
+                        _load(
+                            builder, builder.add(base_b, ir.Constant(_INT, 4 * LANE * n)), _VECTOR
+                        )
                         for n in range(wide)
                     ]
                     for m in range(high):
@@ -184,15 +186,11 @@ def dot_4(context, a, a_row, b, c, depth):
                     x = _load(builder, row, _VECTOR)
                     builder.store(_fma(builder, x, y, builder.load(slot)), slot)
         for m in range(rows):
-            lanes = builder.fadd(
-                builder.load(sums[m]), builder.load(sums[rows + m]), flags=_FAST
-            )
+            lanes = builder.fadd(builder.load(sums[m]), builder.load(sums[rows + m]), flags=_FAST)
             for half in (4, 2, 1):
                 order = [(n + half) % LANE for n in range(LANE)]
                 mask = ir.Constant(ir.VectorType(ir.IntType(32), LANE), order)
-                lanes = builder.fadd(
-                    lanes, builder.shuffle_vector(lanes, lanes, mask), flags=_FAST
-                )
+                lanes = builder.fadd(lanes, builder.shuffle_vector(lanes, lanes, mask), flags=_FAST)
             total = builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
             _store(builder, total, builder.add(c, ir.Constant(_INT, 4 * m)))
         return target.get_dummy_value()
