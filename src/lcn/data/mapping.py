@@ -1,9 +1,11 @@
 """The mapping file: which column of whose log is the user, the item, the time, the label.
 
 Every source ends in one `Mapping`; preparation knows nothing else. Columns are named as they are
-in the files; where a *rule* is wanted instead of a column (a domain by category, an hour from a
-time), it is an SQL expression in DuckDB's dialect over that table's columns, item columns
-reachable as `items.<field>`.
+in the files. Wherever a column of a table is named (user, item, key, time, label, a context or
+item field, a domain rule, ...), an SQL expression in DuckDB's dialect over that table's columns
+stands as well: an item keyed by two columns, an hour from a time. Columns of delimited text are
+text (`TRY_CAST(price AS DOUBLE)`). Expressions of events and impressions reach the columns of the
+items table as `items.<column>`. docs/data.md has a complete example.
 """
 
 from __future__ import annotations

@@ -1,0 +1,195 @@
+"""From sample numbers to batches: collate, the order of an epoch, and prefetching.
+
+The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lcn.config import Config
+from lcn.data.batch import Batch, Rows
+from lcn.data.dataset import Dataset, EventStore
+from lcn.data.windows import UniqueItems, merge_windows, take_rows
+from lcn.schema import Split
+
+Int64 = NDArray[np.int64]
+
+
+class BatchConfig(Config):
+    """How many impressions and how much history a batch holds."""
+
+    size: int = 1024
+    """Candidates (impressions) in a batch."""
+    group: int = 1
+    """Up to this many impressions of one user stand in the same batch and share history rows;
+    1 is plain shuffling."""
+    lifelong: int = 500
+    """N: newest source-domain events of the lifelong history."""
+    short: int = 50
+    """Newest events of each domain in the short-term histories."""
+
+
+class Collator:
+    """Turns sample numbers of a split into a `Batch`. Not thread-safe; make one per thread."""
+
+    def __init__(self, dataset: Dataset, split: Split, config: BatchConfig) -> None:
+        self._dataset = dataset
+        self._samples = dataset.samples[split]
+        self._config = config
+        self._unique = UniqueItems(len(dataset.item_IF))
+
+    def __call__(self, sample: Int64) -> Batch:
+        """Collate the given rows of the split; candidates come out ordered by (user, time)."""
+        rows = self._samples
+        order = np.lexsort((sample, rows.time_S[sample], rows.user_S[sample]))
+        sample = np.asarray(sample, np.int64)[order]
+        address_U, user_of_C = np.unique(rows.user_S[sample], return_inverse=True)
+        user_of_C = user_of_C.astype(np.int64)
+        store, source_end_C = self._dataset.events, rows.source_end_S[sample]
+        target_end_C = rows.target_end_S[sample]
+        user_C = rows.user_S[sample]
+
+        longest = max(self._config.lifelong, self._config.short)
+        source_row_T, source_C2 = _window(store["source"], user_C, user_of_C, source_end_C, longest)
+        target_row_T, target_C2 = _window(
+            store["target"], user_C, user_of_C, target_end_C, self._config.short
+        )
+        address_I, (source_T, target_T, candidate_C) = self._unique.number(
+            store["source"].item_E[source_row_T],
+            store["target"].item_E[target_row_T],
+            rows.item_S[sample],
+        )
+        return Batch(
+            item_IF=_tensor(self._dataset.item_IF[address_I]),
+            address_I=_tensor(address_I),
+            source=_rows(store["source"], source_row_T, source_T, source_C2, user_of_C),
+            target=_rows(store["target"], target_row_T, target_T, target_C2, user_of_C),
+            lifelong_C2=_newest(source_C2, self._config.lifelong),
+            short_source_C2=_newest(source_C2, self._config.short),
+            short_target_C2=_newest(target_C2, self._config.short),
+            candidate_C=_tensor(candidate_C).long(),
+            candidate_CA=_tensor(rows.candidate_SA[sample]),
+            context_CR=_tensor(rows.context_SR[sample]),
+            time_C=_tensor(rows.time_S[sample]),
+            user_of_C=torch.from_numpy(user_of_C),
+            profile_UP=_tensor(self._dataset.user_UP[address_U]),
+            address_U=_tensor(address_U.astype(np.int64)),
+            label_C=_tensor(rows.label_S[sample].astype(np.float32)),
+            sample_C=torch.from_numpy(sample),
+        )
+
+
+def epoch_order(user_S: NDArray[np.int32], group: int, seed: int, epoch: int) -> Int64:
+    """The order in which an epoch visits samples: shuffled, in runs of up to `group` per user.
+
+    Args:
+        user_S: user of each sample.
+        group: longest run of one user's samples; 1 is a plain permutation.
+        seed: of the run.
+        epoch: number of the epoch.
+
+    Returns:
+        A permutation of the samples, the same for the same arguments.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    shuffled = generator.permutation(len(user_S))
+    if group == 1:
+        return shuffled
+    by_user = shuffled[np.argsort(user_S[shuffled], kind="stable")]
+    user = user_S[by_user]
+    first = np.r_[True, user[1:] != user[:-1]] if len(user) else np.zeros(0, bool)
+    start = np.flatnonzero(first)
+    rank = np.arange(len(user)) - np.repeat(start, np.diff(np.r_[start, len(user)]))
+    run = np.cumsum(first | (rank % group == 0)) - 1
+    place = generator.permutation(int(run[-1]) + 1 if len(run) else 0)
+    return by_user[np.argsort(place[run], kind="stable")]
+
+
+def user_order(user_S: NDArray[np.int32]) -> Int64:
+    """The order for evaluation: users one after the other, so that they share rows."""
+    return np.argsort(user_S, kind="stable")
+
+
+def load_batches(
+    dataset: Dataset,
+    split: Split,
+    config: BatchConfig,
+    order: Int64,
+    *,
+    first: int = 0,
+    workers: int = 1,
+) -> Iterator[Batch]:
+    """Yield the batches of an order, collated ahead of use by background threads.
+
+    Args:
+        dataset: an open dataset.
+        split: which samples.
+        config: batch size and history lengths.
+        order: sample numbers, `config.size` of them per batch, the last batch shorter.
+        first: number of the first batch wanted (to resume).
+        workers: collating threads; 0 collates when asked (for debugging).
+    """
+    parts = [order[at : at + config.size] for at in range(0, len(order), config.size)][first:]
+    if workers == 0:
+        collate = Collator(dataset, split, config)
+        yield from map(collate, parts)
+        return
+    idle = deque(Collator(dataset, split, config) for _ in range(workers + 2))
+    waiting: deque[tuple[Future[Batch], Collator]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="collate") as pool:
+        try:
+            for part in parts:
+                collate = idle.popleft()
+                waiting.append((pool.submit(collate, part), collate))
+                if not idle:
+                    yield _finish(waiting, idle)
+            while waiting:
+                yield _finish(waiting, idle)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finish(waiting: deque[tuple[Future[Batch], Collator]], idle: deque[Collator]) -> Batch:
+    future, collate = waiting.popleft()
+    batch = future.result()
+    idle.append(collate)
+    return batch
+
+
+def _window(
+    store: EventStore, user_C: Int64, user_of_C: Int64, end_C: Int64, longest: int
+) -> tuple[Int64, Int64]:
+    start_C = np.maximum(store.offsets_U[user_C], end_C - longest)
+    return merge_windows(start_C, np.asarray(end_C), user_of_C)
+
+
+def _rows(
+    store: EventStore, row_T: Int64, item_T: NDArray, span_C2: Int64, user_of_C: Int64
+) -> Rows:
+    users = int(user_of_C[-1]) + 1 if len(user_of_C) else 0
+    # A user's rows end where the last of its candidates' spans ends.
+    end_U = np.zeros(users, np.int64)
+    np.maximum.at(end_U, user_of_C, span_C2[:, 1])
+    return Rows(
+        item_T=torch.from_numpy(item_T),
+        context_TG=torch.from_numpy(take_rows(store.context_EG, row_T)),
+        time_T=torch.from_numpy(np.asarray(store.time_E[row_T])),
+        offsets_U1=torch.from_numpy(np.r_[0, end_U]),
+    )
+
+
+def _newest(span_C2: Int64, longest: int) -> torch.Tensor:
+    newest = span_C2.copy()
+    newest[:, 0] = np.maximum(newest[:, 0], newest[:, 1] - longest)
+    return torch.from_numpy(newest)
+
+
+def _tensor(column: NDArray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(column))

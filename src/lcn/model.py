@@ -1,0 +1,159 @@
+"""The model: embed, short-term interest, lifelong interest, head, click logit.
+
+z = [profile ‖ candidate-only fields ‖ request context ‖ item(v) ‖ short-term ‖ lifelong]
+p = sigmoid(MLP(z))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lcn.backbones import BackboneConfig, build_backbone
+from lcn.backbones.base import Features, History, Interest, Query
+from lcn.backbones.lap import Lap
+from lcn.config import Config
+from lcn.data.batch import Batch, Rows
+from lcn.nn.attention import ContextTable, Selection, TargetAttention
+from lcn.nn.embedding import FieldEmbedding, ItemEncoder
+from lcn.nn.mlp import mlp
+from lcn.ops import HistoryRows
+from lcn.schema import Manifest
+
+
+class ShortConfig(Config):
+    """Short-term interest: one target attention per domain, shared design of all systems."""
+
+    width: int = 64
+    heads: int = 4
+    recency: bool = True
+    """Whether short-term attention sees the time between event and request."""
+
+
+class ModelConfig(Config):
+    """A whole model."""
+
+    backbone: BackboneConfig = Lap.Config()
+    width: int = 64
+    """D, the width of item vectors."""
+    field_width: int = 64
+    """Width of each item, profile, candidate-only and request field's table."""
+    context_width: int = 8
+    """Width of each event context field's table."""
+    embedding: FieldEmbedding.Config = FieldEmbedding.Config()
+    short: ShortConfig = ShortConfig()
+    hidden: tuple[int, ...] = (256, 128)
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a forward pass gives."""
+
+    logit_C: Float[Tensor, " C"]
+    item_ID: Float[Tensor, "I D"]
+    """Vectors of the batch's items, for the objectives."""
+    interest: Interest
+
+
+class Model(nn.Module):
+    """Click model with one lifelong backbone on the shared substrate.
+
+    Source: LCN (arXiv 2312.06424), section 3 and Eq. 1-2; what the paper leaves open (short-term
+    part, fusion) is fixed alike for every backbone, see docs/paper.md.
+    """
+
+    def __init__(self, config: ModelConfig, manifest: Manifest) -> None:
+        super().__init__()
+        self.config = config
+        wide, std = config.field_width, config.embedding.std
+        self.item = ItemEncoder(config.embedding, manifest.item_fields, wide, config.width)
+        self.profile = FieldEmbedding(config.embedding, manifest.profile_fields, wide)
+        self.candidate = FieldEmbedding(config.embedding, manifest.candidate_fields, wide)
+        self.request = FieldEmbedding(config.embedding, manifest.request_context, wide)
+        short = config.short
+        self.short_target, self.short_source = (
+            TargetAttention(
+                config.width,
+                short.width,
+                short.heads,
+                ContextTable(
+                    manifest.event_context, config.context_width, recency=short.recency, std=std
+                ),
+                output=True,
+            )
+            for _ in range(2)
+        )
+        self.backbone = build_backbone(
+            config.backbone,
+            Features(
+                manifest.item_fields,
+                manifest.event_context,
+                config.width,
+                config.context_width,
+                std,
+            ),
+        )
+        sizes = [field.size for field in manifest.event_context]
+        offsets_G = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int32)
+        self.register_buffer("context_offsets_G", offsets_G, persistent=False)
+        head_width = (
+            self.profile.width
+            + self.candidate.width
+            + self.request.width
+            + config.width
+            + 2 * short.width
+            + self.backbone.width
+        )
+        self.head = mlp(head_width, config.hidden, dropout=config.dropout)
+
+    def forward(self, batch: Batch, *, levels: bool = False) -> Output:
+        """Score a batch.
+
+        Args:
+            batch: as collated.
+            levels: also return what each stage of the backbone kept.
+        """
+        item_ID = self.item(batch.item_IF.long())
+        source = self.history(batch.source, item_ID)
+        target = self.history(batch.target, item_ID)
+        query = self.query(batch, item_ID)
+        state = self.backbone.encode(History(source, batch.source.offsets_U1, batch.item_IF))
+        interest = self.backbone.attend(state, query, batch.lifelong_C2, levels=levels)
+        short = [
+            self.short_target(
+                target, Selection(span_C2=batch.short_target_C2), query.vector_CD, query.time_C
+            ),
+            self.short_source(
+                source, Selection(span_C2=batch.short_source_C2), query.vector_CD, query.time_C
+            ),
+        ]
+        z_CZ = torch.cat(
+            [
+                self.profile(batch.profile_UP.long())[batch.user_of_C],
+                self.candidate(batch.candidate_CA.long()),
+                self.request(batch.context_CR.long()),
+                query.vector_CD,
+                *short,
+                interest.vector_CW,
+            ],
+            1,
+        )
+        return Output(self.head(z_CZ)[:, 0], item_ID, interest)
+
+    def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
+        """Join rows with the vectors of their items; context fields take their place on V."""
+        code_TG = rows.context_TG + self.context_offsets_G
+        return HistoryRows(item_ID, rows.item_T, code_TG, rows.time_T)
+
+    def query(self, batch: Batch, item_ID: Float[Tensor, "I D"]) -> Query:
+        """The candidates as queries."""
+        return Query(
+            item_ID[batch.candidate_C],
+            batch.item_IF[batch.candidate_C],
+            batch.time_C,
+            batch.user_of_C,
+        )

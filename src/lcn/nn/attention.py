@@ -1,0 +1,167 @@
+"""Target attention over spans, with every per-row projection absorbed into the query.
+
+A row is x = [e ‖ c_1 .. c_G ‖ r]: its item vector, the embeddings of its context fields and of the
+time between event and request. Keys and values are linear in x, so
+
+    score = (W_Q v) · (W_K x) = (W_Kᵀ W_Q v) · x          one d-vector and one number per code
+    pooled = W_V Σ w x                                     one projection per candidate
+
+and no row is ever projected. Shapes: C candidates, H heads, D item width, B attention width,
+V context codes, E context embedding width, G context fields (recency included).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lcn import ops
+from lcn.errors import ConfigError
+from lcn.ops import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
+from lcn.schema import Field
+
+MAX_CODES = 4096
+
+
+class ContextTable(nn.Module):
+    """Embeddings of an event's context fields and of its recency, on one axis of codes."""
+
+    def __init__(self, fields: Sequence[Field], width: int, *, recency: bool, std: float) -> None:
+        super().__init__()
+        self.sizes = [field.size for field in fields] + [RECENCY_BUCKETS] * recency
+        self.recency = recency
+        self.width = width * len(self.sizes)
+        total = sum(self.sizes)
+        if total > MAX_CODES:
+            largest = max(fields, key=lambda field: field.size)
+            raise ConfigError(
+                f"event context fields have {total} values together, at most {MAX_CODES} are "
+                f"supported: bucket {largest.name!r} ({largest.size} values) or make it an item"
+                " field"
+            )
+        self.embedding_VE = nn.Parameter(torch.randn(total, width) * std)
+
+    @property
+    def codes(self) -> int:
+        """Length of the V axis."""
+        return len(self.embedding_VE)
+
+    def offsets(self, fields: int) -> Tensor:
+        """First code of each of the first `fields` fields."""
+        return torch.tensor([sum(self.sizes[:i]) for i in range(fields)], dtype=torch.int32)
+
+    def dot(self, query_CHGE: Float[Tensor, "C H G E"]) -> Float[Tensor, "C H V"]:
+        """Inner product of every code's embedding with the query part of its field."""
+        parts = zip(query_CHGE.unbind(2), self.embedding_VE.split(self.sizes), strict=True)
+        products = [query_CHE @ embedding_VE.T for query_CHE, embedding_VE in parts]
+        return (
+            torch.cat(products, -1) if products else query_CHGE.new_zeros(*query_CHGE.shape[:2], 0)
+        )
+
+    def sum(self, weight_CHV: Float[Tensor, "C H V"]) -> Float[Tensor, "C H GE"]:
+        """Weighted sum of each field's embeddings, fields concatenated."""
+        if not self.sizes:
+            return weight_CHV
+        parts = zip(
+            weight_CHV.split(self.sizes, -1), self.embedding_VE.split(self.sizes), strict=True
+        )
+        return torch.cat([weight @ embedding for weight, embedding in parts], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows a candidate attends to: its whole span, or a list of kept rows."""
+
+    span_C2: Int[Tensor, "C 2"] | None = None
+    kept_CK: Int[Tensor, "C K"] | None = None
+
+    def pool(self, rows: HistoryRows, scoring: Scoring, norm: Norm, keep: int = 0) -> Pool:
+        """Pool the selected rows; see `lcn.ops.span_pool`."""
+        if self.kept_CK is not None:
+            return ops.kept_pool(rows, self.kept_CK, scoring, norm, keep)
+        assert self.span_C2 is not None
+        return ops.span_pool(rows, self.span_C2, scoring, norm, keep)
+
+
+class TargetAttention(nn.Module):
+    """Scaled dot-product attention whose only query is the candidate.
+
+    Source: MHTA of SIM, ETA and TWIN; Eq. 9-11 of the LCN paper. No biases, and √(B/H) in every
+    head (the paper's √d read as the head's width).
+
+    Args:
+        item_width: D.
+        width: B, all heads together.
+        context: the table of the rows' context codes.
+        output: whether heads are mixed by W_O (MHTA) or returned concatenated.
+    """
+
+    def __init__(
+        self, item_width: int, width: int, heads: int, context: ContextTable, *, output: bool
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"attention width {width} is not a multiple of {heads} heads")
+        self.heads, self.width, self.context = heads, width, context
+        row_width = item_width + context.width
+        self.query_BD = nn.Parameter(torch.empty(width, item_width))
+        self.key_BX = nn.Parameter(torch.empty(width, row_width))
+        self.value_BX = nn.Parameter(torch.empty(width, row_width))
+        self.output = nn.Linear(width, width, bias=False) if output else None
+        for weight in (self.query_BD, self.key_BX, self.value_BX):
+            nn.init.xavier_uniform_(weight)
+
+    def scoring(
+        self,
+        query_CD: Float[Tensor, "C D"],
+        time_C: Int[Tensor, " C"],
+        heads: int | None = None,
+        extra_CB: Float[Tensor, "C B"] | None = None,
+    ) -> Scoring:
+        """Absorb W_Q and W_K into one query over x per head.
+
+        `heads` re-reads the same projections as another number of heads: with 1, the score is
+        √(1/H) times the sum of the heads' (the tied MSA of LAP). `extra_CB` is added to W_Q v.
+        """
+        heads = heads or self.heads
+        item_width = query_CD.shape[1]
+        query_CB = query_CD @ self.query_BD.T
+        if extra_CB is not None:
+            query_CB = query_CB + extra_CB
+        query_CHB = query_CB.unflatten(1, (heads, -1))
+        key_HBX = self.key_BX.unflatten(0, (heads, -1))
+        absorbed_CHX = torch.einsum("chb,hbx->chx", query_CHB, key_HBX)
+        absorbed_CHX = absorbed_CHX / math.sqrt(self.width // heads)
+        query_CHD, context_CHX = absorbed_CHX.split(
+            [item_width, absorbed_CHX.shape[-1] - item_width], -1
+        )
+        fields = len(self.context.sizes)
+        bias_CHV = (
+            self.context.dot(context_CHX.unflatten(-1, (fields, -1)))
+            if fields
+            else (query_CHD.new_zeros(*query_CHD.shape[:2], 0))
+        )
+        return Scoring(query_CHD.contiguous(), bias_CHV, time_C if self.context.recency else None)
+
+    def values(self, pool: Pool) -> Float[Tensor, "C B"]:
+        """Project pooled rows: W_V per head, heads concatenated, W_O if there is one."""
+        heads = pool.vector_CHD.shape[1]
+        pooled_CHX = torch.cat([pool.vector_CHD, self.context.sum(pool.weight_CHV)], -1)
+        value_HBX = self.value_BX.unflatten(0, (heads, -1))
+        value_CB = torch.einsum("chx,hbx->chb", pooled_CHX, value_HBX).flatten(1)
+        return self.output(value_CB) if self.output is not None else value_CB
+
+    def forward(
+        self,
+        rows: HistoryRows,
+        selection: Selection,
+        query_CD: Float[Tensor, "C D"],
+        time_C: Int[Tensor, " C"],
+    ) -> Float[Tensor, "C B"]:
+        """Attend with softmax; a candidate without rows gets the zero vector."""
+        return self.values(selection.pool(rows, self.scoring(query_CD, time_C), "softmax"))

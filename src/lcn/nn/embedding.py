@@ -1,0 +1,79 @@
+"""Tables of categorical fields, and the one item encoder that every part of a model shares.
+
+Shapes: N anything, F fields, W width per field, D item width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lcn.config import Config
+from lcn.schema import FIRST_VALUE, Field
+
+
+class FieldEmbedding(nn.Module):
+    """One table per field, concatenated.
+
+    Padding (0) and unknown (1) start as zero vectors; padding stays one. Tables of
+    `sparse_from` rows or more give row-sparse gradients, so that a step costs what it touches.
+    """
+
+    class Config(Config):
+        """How tables start and when they are row-sparse."""
+
+        init: Literal["normal", "xavier"] = "normal"
+        """normal: N(0, std²); xavier: uniform, the paper's, nearly zero for large tables."""
+        std: float = 0.05
+        """Standard deviation of `normal`."""
+        sparse_from: int = 2048
+        """Tables with at least this many rows are updated row by row."""
+
+    def __init__(self, config: FieldEmbedding.Config, fields: Sequence[Field], width: int) -> None:
+        super().__init__()
+        self.width = width * len(fields)
+        self.tables = nn.ModuleList()
+        for field in fields:
+            table = nn.Embedding(
+                field.size, width, padding_idx=0, sparse=field.size >= config.sparse_from
+            )
+            if config.init == "xavier":
+                nn.init.xavier_uniform_(table.weight)
+            else:
+                nn.init.normal_(table.weight, std=config.std)
+            with torch.no_grad():
+                table.weight[:FIRST_VALUE] = 0.0
+            self.tables.append(table)
+
+    def forward(self, index_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N FW"]:
+        """Look the fields up and concatenate them; no fields give width 0."""
+        if not len(self.tables):
+            return torch.zeros(len(index_NF), 0)
+        columns = zip(self.tables, index_NF.unbind(1), strict=True)
+        return torch.cat([table(column) for table, column in columns], 1)
+
+
+class ItemEncoder(nn.Module):
+    """item(i) = W_item · concat_f Emb_f[i.f]: candidates and histories land in one space.
+
+    Source: shared-embedding setting of the LCN paper (section 4); the projection is ours, for
+    items of several fields. With one field of width D it is the identity.
+    """
+
+    def __init__(
+        self, config: FieldEmbedding.Config, fields: Sequence[Field], field_width: int, width: int
+    ) -> None:
+        super().__init__()
+        self.embed = FieldEmbedding(config, fields, field_width)
+        same = self.embed.width == width
+        self.project = nn.Identity() if same else nn.Linear(self.embed.width, width, bias=False)
+        if isinstance(self.project, nn.Linear):
+            nn.init.xavier_uniform_(self.project.weight)
+
+    def forward(self, item_IF: Int[Tensor, "I F"]) -> Float[Tensor, "I D"]:
+        """Encode unique items."""
+        return self.project(self.embed(item_IF))

@@ -1,0 +1,187 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder of safetensors files and one JSON file, written under another name and
+renamed when whole; no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lcn.errors import CheckpointError
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch already used."""
+    step: int = 0
+    best_value: float | None = None
+    best_step: int = 0
+    without_gain: int = 0
+    """Validations since the best one."""
+    metric_lines: int = 0
+    """Lines of metrics.jsonl that belong to the run so far."""
+    finished: bool = False
+    loss_sum: float = 0.0
+    """Sum of losses since the last metric line ..."""
+    loss_count: int = 0
+    """... and their number."""
+
+
+@dataclass(slots=True)
+class Trainee:
+    """The parts of a run that change while it trains."""
+
+    modules: dict[str, nn.Module]
+    optimisers: Sequence[torch.optim.Optimizer]
+    generator: torch.Generator
+    progress: Progress = field(default_factory=Progress)
+
+
+def save_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
+    """Write a checkpoint atomically, replacing an older one of the same name.
+
+    Args:
+        folder: where it shall stand.
+        trainee: what to save.
+        identity: what a resuming run must agree with (dataset fingerprint, config digest).
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, module in trainee.modules.items():
+        save_file(_contiguous(module.state_dict()), partial / f"{name}.safetensors")
+    scalars = []
+    for number, optimiser in enumerate(trainee.optimisers):
+        tensors, plain = _split_state(optimiser)
+        save_file(tensors, partial / f"optimiser-{number}.safetensors")
+        scalars.append(plain)
+    random = {"global": torch.get_rng_state(), "objectives": trainee.generator.get_state()}
+    save_file(random, partial / "random.safetensors")
+    state = {
+        "identity": identity,
+        "progress": asdict(trainee.progress),
+        "optimisers": scalars,
+    }
+    (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint to resume from: the folder, or the one it was replacing when killed."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / "state.json").exists():
+            return candidate
+    return None
+
+
+def load_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
+    """Restore everything in place, global random state included.
+
+    Raises:
+        CheckpointError: damaged, or of another model, config or dataset.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read checkpoint {folder}: {error}") from error
+    for name, expected in identity.items():
+        got = state["identity"].get(name)
+        if got != expected:
+            raise CheckpointError(
+                f"checkpoint {folder} belongs to another {name} ({got}, this run has {expected}); "
+                "start a new run folder, or go back to that one's settings"
+            )
+    for name, module in trainee.modules.items():
+        load_weights(folder / f"{name}.safetensors", module)
+    for number, optimiser in enumerate(trainee.optimisers):
+        tensors = _load(folder / f"optimiser-{number}.safetensors")
+        _join_state(optimiser, tensors, state["optimisers"][number])
+    random = _load(folder / "random.safetensors")
+    torch.set_rng_state(random["global"])
+    trainee.generator.set_state(random["objectives"])
+    trainee.progress = Progress(**state["progress"])
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write a module's parameters atomically as safetensors."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_contiguous(module.state_dict()), partial)
+    partial.replace(path)
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Read parameters into a module.
+
+    Raises:
+        CheckpointError: damaged, or names or shapes are those of another model.
+    """
+    tensors, own = _load(path), module.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors or name not in own:
+            where = "the file" if name in tensors else "this model"
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model: only {where} has {name!r}; "
+                "check the backbone and its switches"
+            )
+        if tensors[name].shape != own[name].shape:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model or dataset: {name!r} is "
+                f"{list(tensors[name].shape)} there and {list(own[name].shape)} here"
+            )
+    module.load_state_dict(tensors)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share memory (tied projections); each gets its own bytes.
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _split_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, plain = {}, {}
+    for index, entries in optimiser.state_dict()["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value.detach().clone().contiguous()
+            else:
+                plain[f"{index}.{key}"] = value
+    return tensors, plain
+
+
+def _join_state(
+    optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, Any]
+) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *plain.items()]:
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    whole = optimiser.state_dict()
+    whole["state"] = state
+    optimiser.load_state_dict(whole)

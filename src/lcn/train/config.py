@@ -1,0 +1,66 @@
+"""The configuration of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from lcn.config import Config
+from lcn.data.loader import BatchConfig
+from lcn.model import ModelConfig
+from lcn.objectives import ObjectiveConfig
+
+
+class TrainConfig(Config):
+    """How a model is fitted."""
+
+    seed: int = 0
+    epochs: int = 10
+    """At most; early stopping usually ends sooner."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    """On dense parameters only: decaying a table would touch rows that no batch touched."""
+    patience: int = 2
+    """Evaluations without a better validation metric before stopping."""
+    monitor: Literal["auc", "gauc", "log_loss"] = "auc"
+    evaluate_every: int = 0
+    """Steps between validations; 0 validates at the end of each epoch."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints (one is also written at each end of an epoch)."""
+    log_every: int = 20
+    """Steps between metric lines."""
+    clip_norm: float = 0.0
+    """Largest norm of the dense gradient; 0 does not clip."""
+    workers: int = 1
+    """Threads that collate batches ahead of the trainer."""
+    threads: int = 0
+    """Compute threads; 0 leaves the library's choice."""
+    device: str = "cpu"
+
+    @field_validator("epochs", "checkpoint_every", "log_every")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+
+class RunConfig(Config):
+    """Everything that decides a run's result, beside the code and the machine."""
+
+    dataset: str
+    """Folder of a prepared dataset."""
+    name: str = ""
+    """What is trained, for tables; default: backbone and objectives. Seeds of a run share it."""
+    model: ModelConfig = ModelConfig()
+    objectives: tuple[ObjectiveConfig, ...] = ()
+    """Auxiliary objectives: L = L_CTR + Σ weight · L."""
+    batch: BatchConfig = BatchConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def title(self) -> str:
+        """`name`, or the backbone and objectives joined by +."""
+        parts = [self.model.backbone.name, *(each.name for each in self.objectives)]
+        return self.name or " + ".join(parts)

@@ -1,0 +1,280 @@
+"""The training loop, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from lcn.data.batch import Batch
+from lcn.data.dataset import Dataset, open_dataset
+from lcn.data.loader import epoch_order, load_batches
+from lcn.errors import ConfigError, TrainingError
+from lcn.evaluate.metrics import auc, gauc, log_loss
+from lcn.evaluate.predict import predict_logits
+from lcn.model import Model
+from lcn.objectives import Objective, View, build_objective
+from lcn.train.checkpoint import (
+    Trainee,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+from lcn.train.config import RunConfig
+from lcn.train.optimiser import build_optimisers
+from lcn.train.progress import TrainingBar
+from lcn.train.record import MetricLog, write_setup
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended."""
+
+    folder: Path
+    best_value: float
+    best_step: int
+    steps: int
+    stopped_early: bool
+    samples_per_s: float
+    """Of this process, validation excluded."""
+    wait_share: float
+    """Share of training time spent waiting for the loader."""
+
+
+def train(
+    config: RunConfig,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    label: str = "",
+    after_step: Callable[[int], None] | None = None,
+) -> RunSummary:
+    """Train a model and leave a run folder behind.
+
+    Args:
+        config: everything that decides the result.
+        folder: the run folder; must not hold a run unless `resume`.
+        resume: continue from the folder's checkpoint, bit for bit (on the CPU, with the same
+            number of threads); starts afresh where there is none.
+        progress: show a bar on stderr.
+        label: the bar's name.
+        after_step: called with the step number after each step (for tests and tools).
+
+    Raises:
+        ConfigError: the folder holds a run already.
+        CheckpointError: its checkpoint is of another config or dataset.
+        TrainingError: the loss is not finite; parameters are those before that step.
+    """
+    folder = Path(folder)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    dataset = open_dataset(config.dataset)
+    identity = {
+        "dataset": dataset.manifest.fingerprint,
+        "config": _digest(config),
+    }
+    torch.manual_seed(config.train.seed)
+    model = Model(config.model, dataset.manifest).to(config.train.device)
+    objectives = torch.nn.ModuleList(build_objective(each) for each in config.objectives)
+    trainee = Trainee(
+        modules={"model": model, "objectives": objectives},
+        optimisers=build_optimisers([model, objectives], config.train),
+        generator=torch.Generator().manual_seed(config.train.seed),
+    )
+    checkpoint = find_checkpoint(folder / "checkpoint") if resume else None
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, trainee, identity)
+    elif (folder / "metrics.jsonl").exists() and not resume:
+        raise ConfigError(f"{folder} holds a run already; choose another folder or --resume it")
+    write_setup(folder, config, dataset.manifest.fingerprint)
+    log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
+    with TrainingBar(progress, label or config.title) as bar:
+        try:
+            loop = _Loop(config, folder, dataset, model, objectives, trainee, log, bar, identity)
+            return loop.run(after_step or (lambda step: None))
+        finally:
+            log.close()
+
+
+@dataclass(slots=True)
+class _Loop:
+    config: RunConfig
+    folder: Path
+    dataset: Dataset
+    model: Model
+    objectives: torch.nn.ModuleList
+    trainee: Trainee
+    log: MetricLog
+    bar: TrainingBar
+    identity: dict[str, str]
+    samples: int = 0
+    training_s: float = 0.0
+    waiting_s: float = 0.0
+
+    def run(self, after_step: Callable[[int], None]) -> RunSummary:
+        """Train until the epochs are used up or validation stops improving."""
+        state, train = self.trainee.progress, self.config.train
+        while state.epoch < train.epochs and not state.finished:
+            for batch in self._timed(self._batches()):
+                started = time.perf_counter()
+                self._learn(batch)
+                self.training_s += time.perf_counter() - started
+                if train.evaluate_every and state.step % train.evaluate_every == 0:
+                    self._validate()
+                if state.step % train.checkpoint_every == 0 or state.finished:
+                    self._save()
+                after_step(state.step)
+                if state.finished:
+                    break
+            else:
+                state.epoch, state.batch = state.epoch + 1, 0
+                if not train.evaluate_every:
+                    self._validate()
+                self._save()
+        if state.best_value is None:
+            self._validate()
+        state.finished = True
+        self._save()
+        total = self.training_s + self.waiting_s
+        return RunSummary(
+            folder=self.folder,
+            best_value=float(state.best_value or math.nan),
+            best_step=state.best_step,
+            steps=state.step,
+            stopped_early=state.without_gain >= train.patience,
+            samples_per_s=self.samples / total if total else math.nan,
+            wait_share=self.waiting_s / total if total else 0.0,
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of this epoch."""
+        state, config = self.trainee.progress, self.config
+        samples = self.dataset.samples["train"]
+        order = epoch_order(samples.user_S, config.batch.group, config.train.seed, state.epoch)
+        total = math.ceil(len(order) / config.batch.size)
+        self.bar.epoch(state.epoch, config.train.epochs, total, state.batch)
+        return load_batches(
+            self.dataset,
+            "train",
+            config.batch,
+            order,
+            first=state.batch,
+            workers=config.train.workers,
+        )
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waiting_s += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _learn(self, batch: Batch) -> None:
+        """One optimiser step."""
+        state, train = self.trainee.progress, self.config.train
+        self.model.train()
+        batch = batch.to(train.device)
+        for optimiser in self.trainee.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss, terms = self._loss(batch)
+        if not math.isfinite(terms["loss"]):
+            raise TrainingError(
+                f"the loss is {terms['loss']} at step {state.step + 1} (epoch {state.epoch}, batch "
+                f"{state.batch}, first samples {batch.sample_C[:5].tolist()}; terms {terms}); the "
+                "parameters are those before this step: lower train.learning_rate or an "
+                "objective's weight, or set train.clip_norm"
+            )
+        loss.backward()
+        if train.clip_norm:
+            dense = [
+                parameter
+                for parameter in self.model.parameters()
+                if parameter.grad is not None and not parameter.grad.is_sparse
+            ]
+            torch.nn.utils.clip_grad_norm_(dense, train.clip_norm)
+        for optimiser in self.trainee.optimisers:
+            optimiser.step()
+        state.step, state.batch = state.step + 1, state.batch + 1
+        state.loss_sum, state.loss_count = state.loss_sum + terms["ctr"], state.loss_count + 1
+        self.samples += len(batch)
+        self.bar.step(state.step, terms["loss"], len(batch))
+        if state.step % train.log_every == 0:
+            mean = state.loss_sum / state.loss_count
+            self._write("train", {**terms, "mean_ctr": mean})
+            state.loss_sum, state.loss_count = 0.0, 0
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        """L = L_CTR + the search stage's own loss + Σ weight · objective."""
+        state = self.trainee.progress
+        output = self.model(batch)
+        total = binary_cross_entropy_with_logits(output.logit_C, batch.label_C)
+        terms = {"ctr": total.item()}
+        auxiliary = output.interest.auxiliary_logit_C
+        if auxiliary is not None and self.model.backbone.auxiliary_weight:
+            search = binary_cross_entropy_with_logits(auxiliary, batch.label_C)
+            terms["search"] = search.item()
+            total = total + self.model.backbone.auxiliary_weight * search
+        view = View(batch, output.item_ID, self.trainee.generator, state.step)
+        for config, objective in zip(self.config.objectives, self.objectives, strict=True):
+            assert isinstance(objective, Objective)
+            term = objective(view)
+            terms[config.name] = term.item()
+            total = total + objective.weight * term
+        terms["loss"] = total.item()
+        return total, terms
+
+    def _validate(self) -> None:
+        """Evaluate on the validation split; keep the best parameters; decide whether to stop."""
+        state, train = self.trainee.progress, self.config.train
+        self.bar.validating()
+        samples = self.dataset.samples["validation"]
+        logit_S = predict_logits(self.model, self.dataset, "validation", self.config.batch)
+        label_S, user_S = np.asarray(samples.label_S), np.asarray(samples.user_S)
+        values = {
+            "auc": auc(logit_S, label_S),
+            "gauc": gauc(logit_S, label_S, user_S).value,
+            "log_loss": log_loss(logit_S, label_S),
+        }
+        self._write("validation", values)
+        value = values[train.monitor]
+        sign = -1.0 if train.monitor == "log_loss" else 1.0
+        if state.best_value is None or sign * value > sign * state.best_value:
+            state.best_value, state.best_step, state.without_gain = value, state.step, 0
+            save_weights(self.folder / "best.safetensors", self.model)
+            best = {"monitor": train.monitor, "step": state.step, "epoch": state.epoch, **values}
+            partial = self.folder / "best.json.partial"
+            partial.write_text(json.dumps(best, indent=1) + "\n")
+            partial.replace(self.folder / "best.json")
+        else:
+            state.without_gain += 1
+            state.finished = state.without_gain >= train.patience
+
+    def _write(self, kind: str, values: dict[str, float]) -> None:
+        state = self.trainee.progress
+        self.log.write(kind, state.step, state.epoch, values)
+        state.metric_lines += 1
+
+    def _save(self) -> None:
+        save_checkpoint(self.folder / "checkpoint", self.trainee, self.identity)
+
+
+def _digest(config: RunConfig) -> str:
+    """A short name of all settings that decide the result (where the data lies does not)."""
+    tree = config.model_dump(mode="json")
+    tree.pop("dataset")
+    tree.pop("name")
+    for name in ("epochs", "checkpoint_every", "workers"):
+        tree["train"].pop(name)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,37 @@
+"""Optimisers: Adam for dense parameters, lazily updated Adam for embedding tables.
+
+A large table gives a row-sparse gradient; only its rows present in the batch are read, updated and
+have their moments moved, so a step's cost does not depend on the table's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from lcn.train.config import TrainConfig
+
+
+def build_optimisers(
+    modules: Iterable[nn.Module], config: TrainConfig
+) -> list[torch.optim.Optimizer]:
+    """One optimiser for dense parameters and one for row-sparse tables, where there are any."""
+    dense, sparse = [], []
+    for module in modules:
+        tables = {
+            id(part.weight)
+            for part in module.modules()
+            if isinstance(part, nn.Embedding) and part.sparse
+        }
+        for parameter in module.parameters():
+            (sparse if id(parameter) in tables else dense).append(parameter)
+    optimisers: list[torch.optim.Optimizer] = []
+    if dense:
+        optimisers.append(
+            torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay)
+        )
+    if sparse:
+        optimisers.append(torch.optim.SparseAdam(sparse, lr=config.learning_rate))
+    return optimisers

@@ -1,0 +1,95 @@
+"""A run folder, opened: its config, its dataset and its best model.
+
+config.yaml  environment.json  metrics.jsonl  tensorboard/
+checkpoint/            to resume from
+best.safetensors       parameters with the best validation metric
+best.json              that metric, its step and epoch
+predictions/<split>/   written by evaluation
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcn.config import load_config
+from lcn.data.dataset import Dataset, open_dataset
+from lcn.errors import CheckpointError
+from lcn.evaluate.predict import predict_logits
+from lcn.evaluate.predictions import Predictions
+from lcn.model import Model
+from lcn.schema import Split
+from lcn.train.checkpoint import load_weights
+from lcn.train.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A trained run."""
+
+    folder: Path
+    config: RunConfig
+    dataset: Dataset
+    model: Model
+    best: dict[str, Any]
+
+    def curves(self) -> list[dict[str, Any]]:
+        """The metric lines."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def predict(self, split: Split) -> Predictions:
+        """Score every impression of a split with the best model.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        samples = self.dataset.samples[split]
+        logit_S = predict_logits(self.model, self.dataset, split, self.config.batch)
+        return Predictions(
+            logit_S=logit_S,
+            label_S=np.asarray(samples.label_S),
+            user_S=np.asarray(samples.user_S, np.int64),
+            sample_S=np.arange(len(logit_S)),
+            dataset=self.dataset.manifest.fingerprint,
+            split=split,
+            run=self.config.title,
+            seed=self.config.train.seed,
+        )
+
+
+def open_run(folder: Path | str, dataset: Path | str | None = None) -> Run:
+    """Open a run's best model in evaluation mode.
+
+    Args:
+        folder: a run folder.
+        dataset: where the dataset is now, if it has moved.
+
+    Raises:
+        CheckpointError: no run there, none of its validations finished, or trained on other data.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").exists():
+        raise CheckpointError(f"{folder} holds no config.yaml: not a run folder of `lcn train`")
+    if not (folder / "best.json").exists():
+        raise CheckpointError(
+            f"{folder} has no best model yet: its training stopped before the first validation; "
+            "run `lcn train --resume` on it"
+        )
+    config = load_config(RunConfig, folder / "config.yaml")
+    opened = open_dataset(dataset or config.dataset)
+    trained_on = json.loads((folder / "environment.json").read_text())["dataset_fingerprint"]
+    if opened.manifest.fingerprint != trained_on:
+        raise CheckpointError(
+            f"{folder} was trained on dataset {trained_on}, {opened.folder} is "
+            f"{opened.manifest.fingerprint}; indices would not mean the same, train again"
+        )
+    model = Model(config.model, opened.manifest)
+    load_weights(folder / "best.safetensors", model)
+    model.eval()
+    best = json.loads((folder / "best.json").read_text())
+    return Run(folder, config, opened, model, best)
