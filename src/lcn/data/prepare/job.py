@@ -118,8 +118,6 @@ class _Job:
         items, users = self._read_catalogues(bounds)
         events = self._read_logs(mapping.events, "events", bounds)
         impressions = self._read_logs(mapping.impressions, "impressions", bounds)
-        if not any(staged.rows for staged, _ in events):
-            raise DataError("the event tables are empty: there is no history to learn from")
         with self.watch.stage("number users, items, categories") as step:
             codes = number_everything(engine, events, impressions, items, users)
             step.rows = codes.users + codes.items
@@ -134,6 +132,11 @@ class _Job:
                 store = store_events(engine, events, codes, domain, shown, seen, place)
                 stored[domain] = step.rows = store.rows
                 self._add_duplicates(store.duplicates)
+        if not any(stored.values()):
+            raise DataError(
+                "no event can be used: the event tables are empty, or `where` leaves no row; "
+                f"there is no history to learn from (left out: {self.rejected})"
+            )
         fields = self._write_fields(items, users, codes, seen, shown, rows)
         count = Count(
             users=codes.users + 1,
@@ -221,7 +224,7 @@ class _Job:
             return
         limit = self.mapping.limits.max_rejected_share
         check_share(self.engine, staged, mapped, rejected, limit, bounds)
-        write_rejected(self.engine, staged, self.folder)
+        write_rejected(self.engine, staged, self.folder, self.base)
 
     def _add_duplicates(self, duplicates: dict[str, int]) -> None:
         for label, count in duplicates.items():

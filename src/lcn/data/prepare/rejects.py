@@ -43,10 +43,18 @@ def count_rejected(engine: Engine, staged: Staged) -> Rejected:
     return Rejected(staged.name, staged.rows + skipped, reasons)
 
 
-def write_rejected(engine: Engine, staged: Staged, folder: Path) -> None:
-    """Write a table's unusable rows to `rejected/<table>.parquet`: reason, file, row (JSON)."""
+def write_rejected(engine: Engine, staged: Staged, folder: Path, base: Path) -> None:
+    """Write a table's unusable rows to `rejected/<table>.parquet`: reason, file, row (JSON).
+
+    Args:
+        base: files below it are named relative to it.
+    """
     with explained(f"writing the rejected rows of {staged.name}"):
-        batches = engine.stream(f"{_examples(staged)} ORDER BY ALL")
+        start = literal(f"{base.absolute()}/")
+        named = f"CASE WHEN starts_with(file, {start}) THEN file[length({start}) + 1:] ELSE file END"
+        batches = engine.stream(
+            f"SELECT reason, {named} AS file, row FROM ({_examples(staged)}) ORDER BY ALL"
+        )
         write_table(folder / "rejected" / f"{staged.name}.parquet", _SCHEMA, batches)
 
 

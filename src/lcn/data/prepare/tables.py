@@ -99,6 +99,7 @@ class TableWriter:
             self.folder / "items.parquet",
             _ITEMS_SCHEMA,
             self.engine.stream(
+                "SELECT 0 AS address, NULL AS key, NULL AS title, NULL AS domain UNION ALL "
                 f"SELECT address, key, title, domain FROM {ITEMS} "
                 f"LEFT JOIN {items.table} USING (key) ORDER BY address"
             ),
@@ -120,7 +121,10 @@ class TableWriter:
         write_table(
             self.folder / "users.parquet",
             _USERS_SCHEMA,
-            self.engine.stream(f"SELECT address, key FROM {USERS} ORDER BY address"),
+            self.engine.stream(
+                "SELECT 0 AS address, NULL AS key UNION ALL "
+                f"SELECT address, key FROM {USERS} ORDER BY address"
+            ),
         )
         return tuple(vocabulary.field for vocabulary in vocabularies)
 

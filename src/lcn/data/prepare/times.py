@@ -112,7 +112,7 @@ def _year(milliseconds: float) -> int:
 def _from_integer(sql: str, unit: TimeUnit) -> str:
     sql = f"CAST({sql} AS BIGINT)"
     if unit == "s":
-        return f"1000 * greatest(least({sql}, 9000000000000000), -9000000000000000)"
+        return f"1000 * {_within(sql, '9000000000000000')}"
     return sql if unit == "ms" else f"{sql} // {int(_PER_MS[unit])}"
 
 
@@ -121,5 +121,10 @@ def _from_double(sql: str, unit: TimeUnit) -> str:
     number = f"round({sql} * 1000)" if unit == "s" else f"floor({sql} / {_PER_MS[unit]})"
     return (
         f"CASE WHEN isnan({sql}) THEN NULL "
-        f"ELSE CAST(greatest(least({number}, 9e18), -9e18) AS BIGINT) END"
+        f"ELSE CAST({_within(number, '9e18')} AS BIGINT) END"
     )
+
+
+def _within(sql: str, most: str) -> str:
+    # Not greatest and least, which pass over NULL.
+    return f"CASE WHEN {sql} > {most} THEN {most} WHEN {sql} < -{most} THEN -{most} ELSE {sql} END"
