@@ -136,8 +136,12 @@ def _since_epoch(row, *fields: str):
 def _write_rows(path: Path, names: tuple[str, ...], rows: list) -> None:
     if path.suffix == ".parquet":
         numbers = {"time", "arrival", "label", "category"}
+        # Keys that are all numbers become integers, as logs usually have them.
+        for k, name in enumerate(names):
+            if name in ("user", "item") and all(_is_number(row[k]) for row in rows):
+                numbers.add(name)
         columns = {
-            name: pa.array([row[k] for row in rows], pa.int64() if name in numbers else pa.string())
+            name: _array([row[k] for row in rows], is_number=name in numbers)
             for k, name in enumerate(names)
         }
         pq.write_table(pa.table(columns), path)
@@ -146,6 +150,16 @@ def _write_rows(path: Path, names: tuple[str, ...], rows: list) -> None:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows(["" if value is None else value for value in row] for row in rows)
+
+
+def _is_number(text: str | None) -> bool:
+    return text is None or text.lstrip("-").isdecimal()
+
+
+def _array(values: list, *, is_number: bool) -> pa.Array:
+    if not is_number:
+        return pa.array(values, pa.string())
+    return pa.array([None if value is None else int(value) for value in values], pa.int64())
 
 
 def expected(logs: Logs, min_count: int = 1) -> dict[str, object]:

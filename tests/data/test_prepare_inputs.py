@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepare_twin import BASE, Event, Item, Logs, Shown, User, enough, mapping, write
+from prepare_twin import BASE, Event, Item, Logs, User, enough, mapping, write
 
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.mapping import Csv, Events, Impressions, Limits, Mapping, SplitRule
@@ -21,9 +21,7 @@ from lcn.schema import Manifest
 PLAIN = Mapping(
     name="plain",
     events=(
-        Events(
-            files=("events.csv",), user="u", item="i", time="t", time_unit="s", domain="source"
-        ),
+        Events(files=("events.csv",), user="u", item="i", time="t", time_unit="s", domain="source"),
     ),
     impressions=(
         Impressions(
@@ -395,10 +393,19 @@ def test_shares_keep_equal_times_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (SplitRule(validation_from="2030-01-01", test_from="2031-01-01"), "validation split has no"),
-        (SplitRule(validation_from="2001-01-01", test_from="2017-07-14 02:42"), "train split has no"),
+        (
+            SplitRule(validation_from="2030-01-01", test_from="2031-01-01"),
+            "validation split has no",
+        ),
+        (
+            SplitRule(validation_from="2001-01-01", test_from="2017-07-14 02:42"),
+            "train split has no",
+        ),
         (SplitRule(validation_from="2017-07-14 02:42", test_from="2017-07-13"), "validation split"),
-        (SplitRule(validation_from="someday", test_from="2017-07-13"), "'someday', expected a date"),
+        (
+            SplitRule(validation_from="someday", test_from="2017-07-13"),
+            "'someday', expected a date",
+        ),
     ],
 )
 def test_impossible_splits(tmp_path: Path, rule: SplitRule, message: str) -> None:
