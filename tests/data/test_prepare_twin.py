@@ -63,6 +63,18 @@ logs = st.builds(
     ),
 ).map(enough)
 
+EDGES = enough(
+    Logs(
+        # Twice the same; at the very second of an impression; at the very end of training.
+        events=[Event("1", "a", 3, None, None)] * 2
+        + [Event("1", "b", second, None, "pv") for second in (5, 29, 30, 35)]
+        + [Event("1", "aa", 6, 30, "late"), Event("1", "aa", 6, 29, "just")],
+        impressions=[],
+        items=[],
+        users=[],
+    )
+)
+
 
 @settings(
     max_examples=12,
@@ -72,9 +84,7 @@ logs = st.builds(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 @given(logs=logs, suffix=st.sampled_from(["csv", "parquet"]), min_count=st.integers(1, 3))
-@example(
-    logs=enough(Logs([Event("1", "a", 3, None, None)] * 2, [], [], [])), suffix="csv", min_count=1
-)
+@example(logs=EDGES, suffix="csv", min_count=1)
 def test_equals_the_slow_twin(logs: Logs, suffix: str, min_count: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
