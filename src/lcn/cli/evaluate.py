@@ -58,8 +58,8 @@ def predict(run: Path, out: Path, split: str, dataset: str | None) -> None:
 
     Columns: user and item as named in the logs, time (UTC milliseconds), label, probability.
     """
-    from lcn.train.predictions_table import write_predictions
     from lcn.train import open_run
+    from lcn.train.predictions_table import write_predictions
 
     opened = open_run(run, dataset)
     rows = write_predictions(opened, split, out)  # type: ignore[arg-type]

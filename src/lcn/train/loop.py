@@ -143,8 +143,7 @@ class _Loop:
                 self._save()
         if state.best_value is None:
             self._validate()
-        state.finished = True
-        self._save()
+            self._save()
         total = self.training_s + self.waiting_s
         return RunSummary(
             folder=self.folder,
