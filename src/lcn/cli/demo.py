@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 
 @click.command()
@@ -19,6 +18,7 @@ def demo(folder: Path, epochs: int, seeds: int, as_json: bool) -> None:
 
     Everything goes into FOLDER (default demo-out); interrupt it and call it again to go on.
     """
+    from lcn.cli.output import result_console
     from lcn.demo import DemoConfig, next_commands, run_demo
     from lcn.evaluate.tables import combined_json, differences_table, results_table
 
@@ -35,7 +35,7 @@ def demo(folder: Path, epochs: int, seeds: int, as_json: bool) -> None:
     if as_json:
         click.echo(combined_json(result.results, result.differences))
         return
-    console = Console()
+    console = result_console()
     console.print(results_table(result.results))
     console.print(differences_table(result.differences))
     click.echo(f"Report: {result.report} ({result.seconds:.0f} s in all)\n\nNext:")

@@ -41,9 +41,9 @@ def evaluate(
     if as_json:
         click.echo(results_json(rows))
         return
-    from rich.console import Console
+    from lcn.cli.output import result_console
 
-    Console().print(results_table(rows))
+    result_console().print(results_table(rows))
     if len(runs) > 1:
         click.echo(f"next: lcn compare {' '.join(str(run) for run in runs)}")
 
