@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lcn.ops.cpu_blocks import (
+    AHEAD,
     ROWS,
     SOFTMAX,
     WIDE_FROM,
@@ -228,9 +229,9 @@ def scatter_tiles(task, slope, step, grad_ID, share):
 
     `share` is (number of this worker, number of workers).
     """
-    width, ahead = grad_ID.shape[1], 8
+    width = grad_ID.shape[1]
     deep, bytes_per_row = padded(width, WIDTH), 4 * width
-    place_R, item_R = np.zeros(ROWS + ahead, np.int64), np.zeros(ROWS + ahead, np.int64)
+    place_R, item_R = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
     rest_D = np.zeros(WIDTH, np.float32)
     for n in range(step.first, step.last):
         tile_4 = step.tile_N4[n]
@@ -249,7 +250,7 @@ def scatter_tiles(task, slope, step, grad_ID, share):
             pairs += 4 * (step.start_N[n] + (first - tile[2]) * depth)
             found = _own_rows(task, first, count, share, place_R, item_R)
             for r in range(found):
-                soon = grad_ID.ctypes.data + bytes_per_row * item_R[min(r + ahead, found - 1)]
+                soon = grad_ID.ctypes.data + bytes_per_row * item_R[min(r + AHEAD, found - 1)]
                 for byte in range(0, bytes_per_row, 64):
                     prefetch(soon + byte)
                 item = item_R[r]

@@ -24,6 +24,8 @@ from lcn.ops.types import RECENCY_BUCKETS
 
 ROWS = 64
 """History rows of a block: 16 KB at D = 64."""
+AHEAD = 16
+"""Rows between asking for a vector and reading it."""
 MAX_COLUMNS = 32
 """Columns of a tile; more candidates of a user make another tile."""
 WIDE_FROM = 4
@@ -86,27 +88,25 @@ def make_block(task, candidates):
 
 @kernel
 def read_block(task, block, first, count, end):
-    """Copy the vectors of `count` rows from `first` on; the next block is asked for meanwhile."""
-    width = task.vector_ID.shape[1]
-    line = 64
-    base, target = task.vector_ID.ctypes.data, block.vector_RD.ctypes.data
-    deep, whole = block.vector_RD.shape[1], width // LANE * LANE
+    """Copy the vectors of `count` rows from `first` on; those to come are asked for early."""
+    width, deep = task.vector_ID.shape[1], block.vector_RD.shape[1]
+    base, into = task.vector_ID.ctypes.data, block.vector_RD.ctypes.data
+    whole, line = width // LANE * LANE, 64
     for r in range(count):
-        t = task.row_L[first + r] if task.listed else np.int32(first + r)
+        soon = min(first + r + AHEAD, end - 1)
+        start = base + 4 * width * task.item_T[task.row_L[soon] if task.listed else soon]
+        for byte in range(0, 4 * width, line):
+            prefetch(start + byte)
+        t = task.row_L[first + r] if task.listed else first + r
         block.row_R[r] = t
-        item = np.int64(task.item_T[t])
-        start, into = base + 4 * width * item, target + 4 * deep * r
+        item = task.item_T[t]
+        start = base + 4 * width * item
         for d in range(0, whole, LANE):
             copy_lane(into + 4 * d, start + 4 * d)
         for d in range(whole, width):
             block.vector_RD[r, d] = task.vector_ID[item, d]
-    for r in range(count, ROWS):
-        block.vector_RD[r, :] = 0.0
-    for n in range(first + ROWS, min(first + 2 * ROWS, end)):
-        t = task.row_L[n] if task.listed else np.int32(n)
-        start = base + 4 * width * task.item_T[t]
-        for byte in range(0, 4 * width, line):
-            prefetch(start + byte)
+        into += 4 * deep
+    block.vector_RD[count:, :] = 0.0
 
 
 @kernel

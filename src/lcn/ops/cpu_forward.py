@@ -29,7 +29,7 @@ from lcn.ops.cpu_blocks import (
     score_wide,
     transpose_into,
 )
-from lcn.ops.cpu_topk import select_best
+from lcn.ops.cpu_topk import make_sorter, select_best
 from lcn.ops.lane_steps import exp_lanes, live_lanes, max_lanes
 from lcn.ops.lanes import LANE, WIDTH, add_lane, add_tile_1x2, add_tile_4x2, kernel
 
@@ -237,8 +237,7 @@ def forward_tiles(task, out, tile_N4, n0, n1):
     longest = 0
     for n in range(n0, n1):
         longest = max(longest, tile_N4[n, 3] - tile_N4[n, 2])
-    key_N = np.empty(longest if keep else 0, np.int32)
-    word_N = np.empty(longest if keep else 0, np.int64)
+    scratch = make_sorter(longest if keep else 0)
     for n in range(n0, n1):
         c0, c1, lo, hi = tile_N4[n, 0], tile_N4[n, 1], tile_N4[n, 2], tile_N4[n, 3]
         scores_CN = np.empty((c1 - c0 if keep else 0, hi - lo), np.float32)
@@ -252,7 +251,7 @@ def forward_tiles(task, out, tile_N4, n0, n1):
             row_N = task.row_L[start:stop] if task.listed else task.row_L[:0]
             select_best(
                 scores_CN[c, start - lo : stop - lo], row_N, start, stop - start, keep,
-                key_N, word_N, out.kept_CK[c0 + c],
+                scratch, out.kept_CK[c0 + c],
             )  # fmt: skip
 
 
