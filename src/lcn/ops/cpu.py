@@ -40,8 +40,9 @@ def kept_pool(
 ) -> Pool:
     """`lcn.ops.kept_pool`, in blocks."""
     real_CK = kept_CK >= 0
-    end_C = real_CK.sum(1).cumsum(0)
-    span_C2 = torch.stack([torch.cat([end_C.new_zeros(1), end_C[:-1]]), end_C], 1)
+    count_C = real_CK.sum(1)
+    end_C = count_C.cumsum(0)
+    span_C2 = torch.stack([end_C - count_C, end_C], 1)
     task = _task(rows, span_C2, kept_CK[real_CK], scoring, norm)
     return _pool(rows, scoring, task, keep, kept_CK.dtype)
 

@@ -38,7 +38,7 @@ def _cache_folder() -> Path | None:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in sorted([*here.glob("cpu*.py"), *here.glob("lane*.py")]):
+    for source in sorted([*here.glob("cpu_*.py"), *here.glob("lane*.py")]):
         digest.update(source.read_bytes())
     home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
     try:
