@@ -15,6 +15,8 @@ process above its state before the op (Linux only).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import statistics
 import sys
@@ -33,6 +35,8 @@ KEEP = 200
 
 @dataclass(frozen=True)
 class Case:
+    """What is timed."""
+
     op: str
     candidates: int
     n: int
@@ -45,6 +49,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Record:
+    """What came out; one line of the output."""
+
     op: str
     n: int
     group: int
@@ -118,6 +124,7 @@ def work(case: Case) -> Callable[[], object]:
 
 
 def seconds(run: Callable[[], object], implementation: ops.Implementation) -> float:
+    """Wall time of one run."""
     with ops.force(implementation):
         start = time.perf_counter()
         run()
@@ -134,6 +141,9 @@ def peak_mib(run: Callable[[], object], implementation: ops.Implementation) -> f
         line = next(x for x in status.read_text().splitlines() if x.startswith(name))
         return int(line.split()[1]) / 1024
 
+    with contextlib.suppress(OSError, AttributeError):
+        # Memory that an earlier run freed would hide what this one takes.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     reset.write_text("5")
     before = resident("VmRSS")
     seconds(run, implementation)
@@ -170,6 +180,7 @@ def needed(case: Case) -> tuple[float, float]:
 
 
 def measure(case: Case, repeats: int, reference: bool, rates: tuple[float, float]) -> Record:
+    """Time both sides in turns, after one run of each that counts for nothing."""
     run = work(case)
     for implementation in ("fast", *(["reference"] if reference else [])):
         seconds(run, implementation)
@@ -205,6 +216,8 @@ def measure(case: Case, repeats: int, reference: bool, rates: tuple[float, float
 
 
 def show(record: Record) -> str:
+    """Lay one record out as a line of the table."""
+
     def number(value: float | None, digits: int = 1) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
@@ -221,6 +234,7 @@ OPS = ("span_pool", "span_pool keep", "kept_pool", "span_score", "select_span_to
 
 
 def main() -> None:
+    """Run the chosen cases."""
     parser = argparse.ArgumentParser(description="time the CPU ops beside their padded twins")
     parser.add_argument("--candidates", type=int, default=1024)
     parser.add_argument("--width", type=int, default=64)

@@ -11,7 +11,11 @@ from ops_problems import Problem, assert_agrees, assert_close, assert_same, ever
 
 from lcn import ops
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, reference
+from lcn.ops.cpu import warm_up
+from lcn.ops.cpu_backward import backward_tiles, scatter_tiles
+from lcn.ops.cpu_forward import forward_tiles, score_tiles
 from lcn.ops.cpu_plan import Tiles
+from lcn.ops.cpu_topk import select_spans
 from lcn.ops.lane_steps import recency_bucket
 
 SPANS = [(4, 150), (4, 149), (10, 150), (4, 60), (4, 150), (160, 300), (160, 299), (170, 170)]
@@ -183,6 +187,18 @@ def test_recency_buckets_agree_at_every_edge():
     edges = [(2**b - 1) * minute + d for b in range(30) for d in (-1, 0, 1)] + [-5, 2**50]
     wanted = reference.recency_bucket(torch.tensor(edges)).tolist()
     assert [recency_bucket(edge, RECENCY_BUCKETS - 1) for edge in edges] == wanted
+
+
+def test_warm_up_compiles_all_that_the_ops_run():
+    warm_up()
+    kernels = (forward_tiles, backward_tiles, scatter_tiles, score_tiles, select_spans)
+    before = [len(kernel.signatures) for kernel in kernels]
+    p = problem(SPANS, **RICH)
+    everything(p, keep=5)
+    everything(p, keep=5, kept_CK=torch.zeros(len(SPANS), 2, dtype=torch.int32))
+    flat_S = ops.span_score(p.rows, p.span_C2, p.scoring)[:, 1]
+    ops.select_span_topk(flat_S, p.span_C2, 3)
+    assert [len(kernel.signatures) for kernel in kernels] == before
 
 
 def test_candidates_of_a_user_share_a_tile_and_users_do_not():

@@ -84,6 +84,26 @@ def select_span_topk(score_S: Tensor, span_C2: Tensor, k: int) -> Tensor:
     return kept_CK
 
 
+def warm_up() -> None:
+    """Compile the kernels, or load them from the user's cache.
+
+    Compiling takes about half a minute of one core, once per machine and version of these files;
+    loading takes about half a second. Without this call the first op does it.
+    """
+    rows = HistoryRows(
+        torch.zeros(1, 1, requires_grad=True),
+        torch.zeros(1, dtype=torch.int32),
+        torch.zeros(1, 0, dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int64),
+    )
+    span_C2 = torch.tensor([[0, 1]])
+    scoring = Scoring(torch.zeros(1, 1, 1), torch.zeros(1, 1, 0))
+    with torch.enable_grad():
+        pool = span_pool(rows, span_C2, scoring, "softmax", keep=1)
+        torch.autograd.grad(pool.vector_CHD.sum(), rows.vector_ID)
+    select_span_topk(span_score(rows, span_C2, scoring)[:, 0].contiguous(), span_C2, 1)
+
+
 def _flat_offsets(span_C2: np.ndarray) -> np.ndarray:
     """[C + 1] where each candidate's rows start when candidates stand one after the other."""
     length_C = np.maximum(span_C2[:, 1] - span_C2[:, 0], 0)

@@ -131,7 +131,9 @@ def live_lanes(context, score, stride, count, live, total):
 
 def _turn(softmax: bool) -> Any:
     @intrinsic
-    def turn_lanes(context, score, slope, stride, count, zero, scale, middle, total):
+    def turn_lanes(  # noqa: PLR0913, PLR0917
+        context, score, slope, stride, count, zero, scale, middle, total
+    ):
         def build(target, builder, signature, args):
             score, slope, stride, count, zero, scale, middle, total = args
             zero, scale, middle = (load(builder, x, VECTOR) for x in (zero, scale, middle))
