@@ -9,6 +9,7 @@ backward. Results do not depend on the number of threads.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lcn.ops.cpu_backward import Slope, backward_tiles, scatter_tiles
+from lcn.ops.cpu_backward import Slope, Step, backward_tiles, scatter_tiles
 from lcn.ops.cpu_blocks import MEAN, RAW, SOFTMAX, Task
 from lcn.ops.cpu_forward import Pooled, forward_tiles, score_tiles
 from lcn.ops.cpu_plan import Tiles, check, on_threads, workers
@@ -54,9 +55,7 @@ def span_score(rows: HistoryRows, span_C2: Tensor, scoring: Scoring) -> Tensor:
     tiles = Tiles(task.span_C2, task.heads)
     shares = tiles.shares(0, len(tiles.tile_N4), workers())
     flat = flat_SH.numpy()
-    on_threads(
-        lambda n: score_tiles(task, tiles.tile_N4, flat, offset_C, *shares[n]), len(shares)
-    )
+    on_threads(lambda n: score_tiles(task, tiles.tile_N4, flat, offset_C, *shares[n]), len(shares))
     return flat_SH
 
 
@@ -193,8 +192,17 @@ def _walk_back(
         if len(buffer) < size:
             buffer = np.empty(size, np.float32)
         shares = tiles.shares(first, last, count)
-        args = (task, out, slope, tiles.tile_N4, start_N, buffer)
-        on_threads(lambda n, args=args, shares=shares: backward_tiles(*args, *shares[n]), len(shares))
+        step = Step(tiles.tile_N4, start_N, buffer, first, last)
+        on_threads(partial(_walk, task, out, slope, step, shares), len(shares))
         if grad_ID is not None:
-            step = (task, slope, tiles.tile_N4, start_N, buffer, first, last, grad_ID)
-            on_threads(lambda n, step=step: scatter_tiles(*step, n, count), count)
+            on_threads(partial(_scatter, task, slope, step, grad_ID, count), count)
+
+
+def _walk(
+    task: Task, out: Pooled, slope: Slope, step: Step, shares: list[tuple[int, int]], n: int
+) -> None:
+    backward_tiles(task, out, slope, step, *shares[n])
+
+
+def _scatter(task: Task, slope: Slope, step: Step, grad_ID: np.ndarray, count: int, n: int) -> None:
+    scatter_tiles(task, slope, step, grad_ID, (n, count))

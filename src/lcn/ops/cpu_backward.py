@@ -35,7 +35,8 @@ from lcn.ops.cpu_blocks import (
     transpose_into,
 )
 from lcn.ops.cpu_forward import pool_narrow, pool_wide
-from lcn.ops.lanes import LANE, WIDTH, exp_of_negative, kernel, prefetch, tile_4x2
+from lcn.ops.lane_steps import turn_linear, turn_softmax
+from lcn.ops.lanes import LANE, WIDTH, add_row_1x2, add_row_1x8, kernel, prefetch
 
 
 class Slope(NamedTuple):
@@ -70,26 +71,19 @@ def _offsets(out, slope, q):
 
 
 @kernel
-def _turn_wide(norm, pair_RQ, stat_2Q, middle_Q, sum_Q):
-    """Turn (score, dw) into (w, ds) in place; `sum_Q` receives the sums of ds."""
-    half = pair_RQ.shape[1] // 2
-    for q in range(0, half, LANE):
-        for j in range(LANE):
-            sum_Q[q + j] = 0.0
-        for r in range(ROWS):
-            for j in range(LANE):
-                s, dw = pair_RQ[r, q + j], pair_RQ[r, half + q + j]
-                scale = stat_2Q[1, q + j]
-                if norm == SOFTMAX:
-                    w = exp_of_negative(s - stat_2Q[0, q + j]) * scale
-                    ds = w * (dw - middle_Q[q + j])
-                else:
-                    live = s > -np.inf
-                    w = s * scale if live else np.float32(0.0)
-                    ds = dw * scale if live else np.float32(0.0)
-                pair_RQ[r, q + j] = w
-                pair_RQ[r, half + q + j] = ds
-                sum_Q[q + j] += ds
+def _turn(norm, score, slope, stride, groups, place, lanes_4L):
+    """Turn (score, dw) into (w, ds) in place, with the lanes from `place` on.
+
+    `lanes_4L` holds the score that counts as 0, the factor of the weights, the middle of dw, and
+    receives the sum of ds.
+    """
+    step = 4 * lanes_4L.shape[1]
+    zero = lanes_4L.ctypes.data + 4 * place
+    scale, middle, total = zero + step, zero + 2 * step, zero + 3 * step
+    if norm == SOFTMAX:
+        turn_softmax(score, slope, stride, groups, zero, scale, middle, total)
+    else:
+        turn_linear(score, slope, stride, groups, zero, scale, middle, total)
 
 
 @kernel
@@ -105,13 +99,12 @@ def _backward_wide(task, out, slope, tile, pair_NRQ):
     bias_VQ = np.zeros((task.bias_QV.shape[1], 2 * half), np.float32)
     transpose_into(task.bias_QV, q0, columns, bias_VQ, 0)
     transpose_into(slope.weight_QV, q0, columns, bias_VQ, half)
-    stat_2Q, middle_Q = np.zeros((2, half), np.float32), np.zeros(half, np.float32)
-    transpose_into(out.stat_Q2, q0, columns, stat_2Q, 0)
+    lanes_4Q = np.zeros((4, half), np.float32)
+    transpose_into(out.stat_Q2, q0, columns, lanes_4Q, 0)
     for q in range(columns):
-        middle_Q[q] = _offsets(out, slope, q0 + q)
+        lanes_4Q[2, q] = _offsets(out, slope, q0 + q)
     total_VQ = np.zeros((task.bias_QV.shape[1], half), np.float32)
     pool_QD = np.zeros((half, deep), np.float32)
-    sum_Q = np.zeros(half, np.float32)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         pair_RQ = pair_NRQ[(first - lo) // ROWS]
@@ -120,32 +113,17 @@ def _backward_wide(task, out, slope, tile, pair_NRQ):
         find_buckets(task, block, count, c0)
         add_bias_wide(task, block, count, bias_VQ, pair_RQ, 2)
         mask_wide(task, first, c0, c1, pair_RQ)
-        _turn_wide(task.norm, pair_RQ, stat_2Q, middle_Q, sum_Q)
-        gather_codes_wide(task, block, count, pair_RQ, half, sum_Q, total_VQ)
+        pairs = pair_RQ.ctypes.data
+        for q in range(0, half, LANE):
+            score = pairs + 4 * q
+            _turn(task.norm, score, score + 4 * half, 8 * half, ROWS, q, lanes_4Q)
+        gather_codes_wide(task, block, count, pair_RQ, half, lanes_4Q[3], total_VQ)
         pool_wide(pair_RQ, half, block, pool_QD)
     for q in range(columns):
         for d in range(slope.query_QD.shape[1]):
             slope.query_QD[q0 + q, d] = pool_QD[q, d]
         for v in range(total_VQ.shape[0]):
             slope.bias_QV[q0 + q, v] = total_VQ[v, q]
-
-
-@kernel
-def _turn_narrow(norm, score_R, slope_R, zero, scale, middle):
-    """Turn (score, dw) of one column into (w, ds) in place; return the sum of ds."""
-    total = np.float32(0.0)
-    for r in range(ROWS):
-        if norm == SOFTMAX:
-            w = exp_of_negative(score_R[r] - zero) * scale
-            ds = w * (slope_R[r] - middle)
-        else:
-            live = score_R[r] > -np.inf
-            w = score_R[r] * scale if live else np.float32(0.0)
-            ds = slope_R[r] * scale if live else np.float32(0.0)
-        score_R[r] = w
-        slope_R[r] = ds
-        total += ds
-    return total
 
 
 @kernel
@@ -158,9 +136,12 @@ def _backward_narrow(task, out, slope, tile, pair_NQR):
     both_QD[:columns, :width] = task.query_QD[q0 : q0 + columns]
     both_QD[columns:, :width] = slope.vector_QD[q0 : q0 + columns]
     pool_QD = np.zeros((columns, deep), np.float32)
-    middle_Q = np.zeros(columns, np.float32)
+    lanes_4L = np.zeros((4, columns * LANE), np.float32)
     for q in range(columns):
-        middle_Q[q] = _offsets(out, slope, q0 + q)
+        lanes = slice(LANE * q, LANE * (q + 1))
+        lanes_4L[0, lanes] = out.stat_Q2[q0 + q, 0]
+        lanes_4L[1, lanes] = out.stat_Q2[q0 + q, 1]
+        lanes_4L[2, lanes] = _offsets(out, slope, q0 + q)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         pair_QR = pair_NQR[(first - lo) // ROWS]
@@ -173,21 +154,35 @@ def _backward_narrow(task, out, slope, tile, pair_NQR):
             add_bias_narrow(task, block, count, c, task.bias_QV[q0 + q], score_R)
             add_bias_narrow(task, block, count, c, slope.weight_QV[q0 + q], slope_R)
             mask_narrow(task, first, c0 + c, score_R)
-            zero, scale = out.stat_Q2[q0 + q, 0], out.stat_Q2[q0 + q, 1]
-            total = _turn_narrow(task.norm, score_R, slope_R, zero, scale, middle_Q[q])
+            score, place = score_R.ctypes.data, LANE * q
+            half = 4 * ROWS * columns
+            _turn(task.norm, score, score + half, 4 * LANE, ROWS // LANE, place, lanes_4L)
+            total = np.sum(lanes_4L[3, place : place + LANE])
             gather_codes_narrow(task, block, count, c, slope_R, total, slope.bias_QV[q0 + q])
             pool_narrow(slope_R, block, pool_QD[q])
     slope.query_QD[q0 : q0 + columns] = pool_QD[:, :width]
 
 
+class Step(NamedTuple):
+    """A run of tiles and the buffer between the two steps of their backward."""
+
+    tile_N4: np.ndarray
+    start_N: np.ndarray
+    """Where in the buffer each tile leaves its (w, ds)."""
+    buffer: np.ndarray
+    first: int
+    last: int
+
+
 @kernel
-def backward_tiles(task, out, slope, tile_N4, start_N, buffer, n0, n1):
-    """Walk tiles n0 to n1 - 1; tile n leaves its (w, ds) at `start_N[n]` of the buffer."""
+def backward_tiles(task, out, slope, step, n0, n1):
+    """Walk tiles n0 to n1 - 1 of a step."""
     for n in range(n0, n1):
-        tile = (tile_N4[n, 0], tile_N4[n, 1], tile_N4[n, 2], tile_N4[n, 3])
+        tile_4 = step.tile_N4[n]
+        tile = (tile_4[0], tile_4[1], tile_4[2], tile_4[3])
         blocks = padded(tile[3] - tile[2], ROWS) // ROWS
         width = width_of(tile, task.heads)
-        pairs = buffer[start_N[n] : start_N[n] + blocks * ROWS * width]
+        pairs = step.buffer[step.start_N[n] : step.start_N[n] + blocks * ROWS * width]
         if (tile[1] - tile[0]) * task.heads >= WIDE_FROM:
             _backward_wide(task, out, slope, tile, pairs.reshape((blocks, ROWS, width)))
         else:
@@ -195,59 +190,71 @@ def backward_tiles(task, out, slope, tile_N4, start_N, buffer, n0, n1):
 
 
 @kernel
-def _collect(task, pairs, first, count, wide, mine, workers, item_R, pair_RK):
-    """Copy the (w, ds) of this worker's rows; return how many there are."""
-    found, width = 0, pair_RK.shape[1]
-    bytes_per_row = 4 * task.vector_ID.shape[1]
+def _own_rows(task, first, count, share, place_R, item_R):
+    """List the rows of a block (and their items) that belong to worker share[0] of share[1]."""
+    found = 0
+    mine, workers = np.uint64(share[0]), np.uint64(share[1])
     for r in range(count):
         t = task.row_L[first + r] if task.listed else np.int32(first + r)
-        item = task.item_T[t]
-        item_R[found] = item
-        if wide:
-            for k in range(width):
-                pair_RK[found, k] = pairs[r * width + k]
-        else:
-            for k in range(width):
-                pair_RK[found, k] = pairs[k * ROWS + r]
+        item = np.int64(task.item_T[t])
+        place_R[found], item_R[found] = r, item
         # Fibonacci hashing: neighbouring items go to different workers.
-        owner = ((np.uint64(item) * np.uint64(2654435761) & np.uint64(0xFFFFFFFF))
-                 * np.uint64(workers)) >> np.uint64(32)  # fmt: skip
-        found += owner == np.uint64(mine)
+        hashed = np.uint64(item) * np.uint64(2654435761) & np.uint64(0xFFFFFFFF)
+        found += (hashed * workers) >> np.uint64(32) == mine
     return found
 
 
 @kernel
-def scatter_tiles(task, slope, tile_N4, start_N, buffer, n0, n1, grad_ID, mine, workers):
-    """Add the gradients of tiles n0 to n1 - 1 to the vectors of this worker's items."""
-    width = grad_ID.shape[1]
-    deep = padded(width, WIDTH)
-    item_R = np.zeros(ROWS + 1, np.int32)
-    step_RD = np.zeros((ROWS, deep), np.float32)
-    for n in range(n0, n1):
-        tile = (tile_N4[n, 0], tile_N4[n, 1], tile_N4[n, 2], tile_N4[n, 3])
+def _add_row(pair, pair_deep, both_KD, grad, width, rest_D):
+    """Add sum_k pair[k] both[k] to one item's gradient; addresses and strides in bytes."""
+    depth, deep = both_KD.shape
+    both, d = both_KD.ctypes.data, 0
+    while d + 8 * LANE <= width:
+        add_row_1x8(pair, 0, pair_deep, both + 4 * d, 4 * deep, grad + 4 * d, 0, depth)
+        d += 8 * LANE
+    while d + WIDTH <= width:
+        add_row_1x2(pair, 0, pair_deep, both + 4 * d, 4 * deep, grad + 4 * d, 0, depth)
+        d += WIDTH
+    if d < width:
+        rest_D[:] = 0.0
+        rest = rest_D.ctypes.data
+        add_row_1x2(pair, 0, pair_deep, both + 4 * d, 4 * deep, rest, 0, depth)
+    return d
+
+
+@kernel
+def scatter_tiles(task, slope, step, grad_ID, share):
+    """Add the gradients of a step's tiles to the vectors of this worker's items.
+
+    `share` is (number of this worker, number of workers).
+    """
+    width, ahead = grad_ID.shape[1], 8
+    deep, bytes_per_row = padded(width, WIDTH), 4 * width
+    place_R, item_R = np.zeros(ROWS + ahead, np.int64), np.zeros(ROWS + ahead, np.int64)
+    rest_D = np.zeros(WIDTH, np.float32)
+    for n in range(step.first, step.last):
+        tile_4 = step.tile_N4[n]
+        tile = (tile_4[0], tile_4[1], tile_4[2], tile_4[3])
         q0, columns = tile[0] * task.heads, (tile[1] - tile[0]) * task.heads
-        wide = columns >= WIDE_FROM
-        pairs = width_of(tile, task.heads)
-        both_KD = np.zeros((pairs, deep), np.float32)
+        depth = width_of(tile, task.heads)
+        both_KD = np.zeros((depth, deep), np.float32)
         both_KD[:columns, :width] = slope.vector_QD[q0 : q0 + columns]
-        both_KD[pairs // 2 : pairs // 2 + columns, :width] = task.query_QD[q0 : q0 + columns]
-        pair_RK = np.zeros((ROWS + 1, pairs), np.float32)
+        both_KD[depth // 2 : depth // 2 + columns, :width] = task.query_QD[q0 : q0 + columns]
+        # Wide pairs lie row after row, narrow ones column after column.
+        wide = columns >= WIDE_FROM
+        by_row, by_column = (4 * depth, 4) if wide else (4, 4 * ROWS)
         for first in range(tile[2], tile[3], ROWS):
             count = min(ROWS, tile[3] - first)
-            start = start_N[n] + (first - tile[2]) * pairs
-            here = buffer[start : start + ROWS * pairs]
-            found = _collect(task, here, first, count, wide, mine, workers, item_R, pair_RK)
+            pairs = step.buffer.ctypes.data
+            pairs += 4 * (step.start_N[n] + (first - tile[2]) * depth)
+            found = _own_rows(task, first, count, share, place_R, item_R)
             for r in range(found):
-                for byte in range(0, 4 * width, 64):
-                    prefetch(grad_ID.ctypes.data + 4 * width * np.int64(item_R[r]) + byte)
-            for r in range(0, found, 4):
-                for d in range(0, deep, WIDTH):
-                    tile_4x2(
-                        pair_RK.ctypes.data + 4 * pairs * r, 4 * pairs, 4,
-                        both_KD.ctypes.data + 4 * d, 4 * deep,
-                        step_RD.ctypes.data + 4 * (r * deep + d), 4 * deep,
-                        pairs,
-                    )  # fmt: skip
-            for r in range(found):
-                for d in range(width):
-                    grad_ID[item_R[r], d] += step_RD[r, d]
+                soon = grad_ID.ctypes.data + bytes_per_row * item_R[min(r + ahead, found - 1)]
+                for byte in range(0, bytes_per_row, 64):
+                    prefetch(soon + byte)
+                item = item_R[r]
+                grad = grad_ID.ctypes.data + bytes_per_row * item
+                pair = pairs + by_row * place_R[r]
+                done = _add_row(pair, by_column, both_KD, grad, width, rest_D)
+                for d in range(done, width):
+                    grad_ID[item, d] += rest_D[d - done]

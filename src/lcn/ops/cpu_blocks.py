@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcn.ops.lanes import LANE, WIDTH, add_lane, dot_4, kernel, prefetch, recency_bucket, tile_8x1
+from lcn.ops.lane_steps import recency_bucket
+from lcn.ops.lanes import LANE, WIDTH, add_lane, copy_lane, dot_4, kernel, prefetch, tile_8x1
 from lcn.ops.types import RECENCY_BUCKETS
 
 ROWS = 64
@@ -88,12 +89,16 @@ def read_block(task, block, first, count, end):
     """Copy the vectors of `count` rows from `first` on; the next block is asked for meanwhile."""
     width = task.vector_ID.shape[1]
     line = 64
-    base = task.vector_ID.ctypes.data
+    base, target = task.vector_ID.ctypes.data, block.vector_RD.ctypes.data
+    deep, whole = block.vector_RD.shape[1], width // LANE * LANE
     for r in range(count):
         t = task.row_L[first + r] if task.listed else np.int32(first + r)
         block.row_R[r] = t
-        item = task.item_T[t]
-        for d in range(width):
+        item = np.int64(task.item_T[t])
+        start, into = base + 4 * width * item, target + 4 * deep * r
+        for d in range(0, whole, LANE):
+            copy_lane(into + 4 * d, start + 4 * d)
+        for d in range(whole, width):
             block.vector_RD[r, d] = task.vector_ID[item, d]
     for r in range(count, ROWS):
         block.vector_RD[r, :] = 0.0

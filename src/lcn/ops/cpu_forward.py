@@ -30,7 +30,8 @@ from lcn.ops.cpu_blocks import (
     transpose_into,
 )
 from lcn.ops.cpu_topk import select_best
-from lcn.ops.lanes import LANE, WIDTH, add_tile_1x2, add_tile_4x2, exp_of_negative, kernel
+from lcn.ops.lane_steps import exp_lanes, live_lanes, max_lanes
+from lcn.ops.lanes import LANE, WIDTH, add_lane, add_tile_1x2, add_tile_4x2, kernel
 
 
 class Pooled(NamedTuple):
@@ -44,53 +45,58 @@ class Pooled(NamedTuple):
     kept_CK: np.ndarray
 
 
-@kernel
-def weigh_wide(norm, score_RQ, top_Q, shrink_Q, sum_Q, live_Q):
-    """Turn scores into unscaled weights in place; return whether older totals must shrink.
+class Tally(NamedTuple):
+    """Running totals of a tile's columns, [Q'] wide or [Q, LANE] narrow."""
 
-    `sum_Q` receives the block's sums, `live_Q` grows by the number of rows.
-    """
-    shrinks = False
+    top: np.ndarray
+    """Highest score so far."""
+    total: np.ndarray
+    """Sum of the weights relative to it."""
+    live: np.ndarray
+    """Rows so far."""
+    block: np.ndarray
+    """Sum of the weights of the current block."""
+
+
+@kernel
+def _make_tally(count):
+    return Tally(
+        np.full(count, -np.inf, np.float32),
+        np.zeros(count, np.float32),
+        np.zeros(count, np.float32),
+        np.zeros(count, np.float32),
+    )
+
+
+@kernel
+def _weigh_lanes(norm, score, stride, groups, tally, q):
+    """Turn eight columns of scores into unscaled weights in place."""
+    top, total = tally.top.ctypes.data + 4 * q, tally.block.ctypes.data + 4 * q
+    if norm == SOFTMAX:
+        exp_lanes(score, stride, groups, top, total)
+    else:
+        live_lanes(score, stride, groups, tally.live.ctypes.data + 4 * q, total)
+
+
+@kernel
+def _weigh_wide(norm, score_RQ, tally, total_VQ, pool_QD):
+    """Turn scores into unscaled weights in place; shrink older totals under a new top score."""
     wide = score_RQ.shape[1]
+    old_L = np.empty(LANE, np.float32)
     for q in range(0, wide, LANE):
+        score = score_RQ.ctypes.data + 4 * q
         if norm == SOFTMAX:
+            old_L[:] = tally.top[q : q + LANE]
+            max_lanes(score, 4 * wide, ROWS, tally.top.ctypes.data + 4 * q)
             for j in range(LANE):
-                shrink_Q[q + j] = top_Q[q + j]
-            for r in range(ROWS):
-                for j in range(LANE):
-                    x = score_RQ[r, q + j]
-                    shrink_Q[q + j] = x if x > shrink_Q[q + j] else shrink_Q[q + j]
-            for j in range(LANE):
-                new, old = shrink_Q[q + j], top_Q[q + j]
-                shrinks |= new != old
-                top_Q[q + j] = new
-                shrink_Q[q + j] = exp_of_negative(old - new) if new > old else np.float32(1.0)
-            _exp_lane(score_RQ, top_Q, sum_Q, q)
-        else:
-            for j in range(LANE):
-                sum_Q[q + j] = 0.0
-            for r in range(ROWS):
-                for j in range(LANE):
-                    x = score_RQ[r, q + j]
-                    live = x > -np.inf
-                    x = x if live else np.float32(0.0)
-                    score_RQ[r, q + j] = x
-                    sum_Q[q + j] += x
-                    live_Q[q + j] += np.float32(live)
-    return shrinks
-
-
-@kernel
-def _exp_lane(score_RQ, top_Q, sum_Q, q):
-    for j in range(LANE):
-        sum_Q[q + j] = 0.0
-    for r in range(ROWS):
-        for j in range(LANE):
-            top = top_Q[q + j]
-            x = score_RQ[r, q + j] - (top if top > -np.inf else np.float32(0.0))
-            x = exp_of_negative(x)
-            score_RQ[r, q + j] = x
-            sum_Q[q + j] += x
+                if tally.top[q + j] > old_L[j]:
+                    shrink = np.exp(old_L[j] - tally.top[q + j])
+                    tally.total[q + j] *= shrink
+                    pool_QD[q + j, :] *= shrink
+                    for v in range(total_VQ.shape[0]):
+                        total_VQ[v, q + j] *= shrink
+        _weigh_lanes(norm, score, 4 * wide, ROWS, tally, q)
+        add_lane(tally.total.ctypes.data + 4 * q, tally.block.ctypes.data + 4 * q)
 
 
 @kernel
@@ -130,6 +136,14 @@ def _scale(norm, total, live):
 
 
 @kernel
+def _write_column(out, q, top, scale, pool_D):
+    out.stat_Q2[q, 0] = top if top > -np.inf else np.float32(0.0)
+    out.stat_Q2[q, 1] = scale
+    for d in range(out.vector_QD.shape[1]):
+        out.vector_QD[q, d] = pool_D[d] * scale
+
+
+@kernel
 def _forward_wide(task, out, tile, kept_scores_CN):
     c0, c1, lo, hi = tile
     q0, columns = c0 * task.heads, (c1 - c0) * task.heads
@@ -143,9 +157,7 @@ def _forward_wide(task, out, tile, kept_scores_CN):
     total_VQ = np.zeros_like(bias_VQ)
     pool_QD = np.zeros((wide, deep), np.float32)
     score_RQ = np.empty((ROWS, wide), np.float32)
-    top_Q = np.full(wide, -np.inf, np.float32)
-    total_Q, sum_Q, live_Q = np.zeros(wide, np.float32), np.zeros(wide, np.float32), np.zeros(wide, np.float32)
-    shrink_Q = np.ones(wide, np.float32)
+    tally = _make_tally(wide)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         read_block(task, block, first, count, hi)
@@ -156,48 +168,33 @@ def _forward_wide(task, out, tile, kept_scores_CN):
         for c in range(kept_scores_CN.shape[0]):
             for r in range(count):
                 kept_scores_CN[c, first - lo + r] = score_RQ[r, c * task.heads]
-        if weigh_wide(task.norm, score_RQ, top_Q, shrink_Q, sum_Q, live_Q):
-            for q in range(wide):
-                total_Q[q] *= shrink_Q[q]
-                for d in range(deep):
-                    pool_QD[q, d] *= shrink_Q[q]
-            for v in range(total_VQ.shape[0]):
-                for q in range(wide):
-                    total_VQ[v, q] *= shrink_Q[q]
-        for q in range(wide):
-            total_Q[q] += sum_Q[q]
-        gather_codes_wide(task, block, count, score_RQ, 0, sum_Q, total_VQ)
+        _weigh_wide(task.norm, score_RQ, tally, total_VQ, pool_QD)
+        gather_codes_wide(task, block, count, score_RQ, 0, tally.block, total_VQ)
         pool_wide(score_RQ, 0, block, pool_QD)
     for q in range(columns):
-        scale = _scale(task.norm, total_Q[q], live_Q[q])
-        out.stat_Q2[q0 + q, 0] = top_Q[q] if top_Q[q] > -np.inf else np.float32(0.0)
-        out.stat_Q2[q0 + q, 1] = scale
-        for d in range(out.vector_QD.shape[1]):
-            out.vector_QD[q0 + q, d] = pool_QD[q, d] * scale
+        scale = _scale(task.norm, tally.total[q], tally.live[q])
+        _write_column(out, q0 + q, tally.top[q], scale, pool_QD[q])
         for v in range(total_VQ.shape[0]):
             out.weight_QV[q0 + q, v] = total_VQ[v, q] * scale
 
 
 @kernel
-def _weigh_narrow(norm, score_R, top):
-    """Turn one column's scores into unscaled weights; return new top, sum and live rows."""
-    total, live = np.float32(0.0), np.float32(0.0)
+def _weigh_narrow(norm, score_R, tally, q, total_V, pool_D):
+    """`_weigh_wide` for one column, whose eight lanes of a tally are parts of one sum."""
+    lanes, score = LANE * q, score_R.ctypes.data
     if norm == SOFTMAX:
-        for r in range(ROWS):
-            top = score_R[r] if score_R[r] > top else top
-        zero = top if top > -np.inf else np.float32(0.0)
-        for r in range(ROWS):
-            x = exp_of_negative(score_R[r] - zero)
-            score_R[r] = x
-            total += x
-        return top, total, live
-    for r in range(ROWS):
-        alive = score_R[r] > -np.inf
-        x = score_R[r] if alive else np.float32(0.0)
-        score_R[r] = x
-        total += x
-        live += np.float32(alive)
-    return top, total, live
+        old = tally.top[lanes]
+        max_lanes(score, 4 * LANE, ROWS // LANE, tally.top.ctypes.data + 4 * lanes)
+        top = np.max(tally.top[lanes : lanes + LANE])
+        if top > old:
+            tally.top[lanes : lanes + LANE] = top
+            shrink = np.exp(old - top)
+            tally.total[lanes : lanes + LANE] *= shrink
+            pool_D[:] *= shrink
+            total_V[:] *= shrink
+    _weigh_lanes(norm, score, 4 * LANE, ROWS // LANE, tally, lanes)
+    add_lane(tally.total.ctypes.data + 4 * lanes, tally.block.ctypes.data + 4 * lanes)
+    return np.sum(tally.block[lanes : lanes + LANE])
 
 
 @kernel
@@ -210,8 +207,7 @@ def _forward_narrow(task, out, tile, kept_scores_CN):
     query_QD[:, : task.query_QD.shape[1]] = task.query_QD[q0 : q0 + columns]
     pool_QD = np.zeros((columns, deep), np.float32)
     score_QR = np.empty((columns, ROWS), np.float32)
-    top_Q = np.full(columns, -np.inf, np.float32)
-    total_Q, live_Q = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
+    tally = _make_tally(columns * LANE)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         read_block(task, block, first, count, hi)
@@ -224,23 +220,13 @@ def _forward_narrow(task, out, tile, kept_scores_CN):
             mask_narrow(task, first, c0 + c, score_R)
             if q % task.heads == 0 and c < kept_scores_CN.shape[0]:
                 kept_scores_CN[c, first - lo : first - lo + count] = score_R[:count]
-            top, total, live = _weigh_narrow(task.norm, score_R, top_Q[q])
-            if top > top_Q[q]:
-                shrink = exp_of_negative(top_Q[q] - top)
-                top_Q[q] = top
-                total_Q[q] *= shrink
-                pool_QD[q, :] *= shrink
-                total_V[:] *= shrink
-            total_Q[q] += total
-            live_Q[q] += live
+            total = _weigh_narrow(task.norm, score_R, tally, q, total_V, pool_QD[q])
             gather_codes_narrow(task, block, count, c, score_R, total, total_V)
             pool_narrow(score_R, block, pool_QD[q])
     for q in range(columns):
-        scale = _scale(task.norm, total_Q[q], live_Q[q])
-        out.stat_Q2[q0 + q, 0] = top_Q[q] if top_Q[q] > -np.inf else np.float32(0.0)
-        out.stat_Q2[q0 + q, 1] = scale
-        for d in range(out.vector_QD.shape[1]):
-            out.vector_QD[q0 + q, d] = pool_QD[q, d] * scale
+        lanes = slice(LANE * q, LANE * (q + 1))
+        scale = _scale(task.norm, np.sum(tally.total[lanes]), np.sum(tally.live[lanes]))
+        _write_column(out, q0 + q, tally.top[LANE * q], scale, pool_QD[q])
         out.weight_QV[q0 + q, :] *= scale
 
 

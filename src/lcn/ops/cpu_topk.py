@@ -100,6 +100,4 @@ def select_spans(score_S, span_C2, offset_C, c0, c1, kept_CK):
     no_rows = np.empty(0, np.int32)
     for c in range(c0, c1):
         score_N = score_S[offset_C[c] : offset_C[c + 1]]
-        select_best(
-            score_N, no_rows, span_C2[c, 0], len(score_N), k, key_N, word_N, kept_CK[c]
-        )
+        select_best(score_N, no_rows, span_C2[c, 0], len(score_N), k, key_N, word_N, kept_CK[c])

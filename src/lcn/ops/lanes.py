@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -25,10 +24,10 @@ LANE = 8
 """Floats of one vector."""
 WIDTH = 2 * LANE
 """Row widths are padded to a multiple of this."""
-_FLOAT, _INT = ir.FloatType(), ir.IntType(64)
-_VECTOR = ir.VectorType(_FLOAT, LANE)
+FLOAT, INT = ir.FloatType(), ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANE)
 # NaN and infinity keep their meaning (-inf is "no row"); only the order of sums is free.
-_FAST = ("reassoc", "contract", "nsz", "arcp")
+FAST = ("reassoc", "contract", "nsz", "arcp")
 
 
 def _cache_folder() -> Path | None:
@@ -39,7 +38,7 @@ def _cache_folder() -> Path | None:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in sorted([*here.glob("cpu*.py"), Path(__file__)]):
+    for source in sorted([*here.glob("cpu*.py"), *here.glob("lane*.py")]):
         digest.update(source.read_bytes())
     home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
     try:
@@ -71,40 +70,40 @@ def kernel(function: Callable[..., Any]) -> Any:
         return numba.njit(
             function,
             nogil=True,
-            fastmath=set(_FAST),
+            fastmath=set(FAST),
             error_model="numpy",
             cache=_FOLDER is not None,
         )
 
 
-def _load(builder: Any, address: Any, kind: Any) -> Any:
+def load(builder: Any, address: Any, kind: Any) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
 
 
-def _store(builder: Any, value: Any, address: Any) -> None:
+def store(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=4)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+def splat(builder: Any, value: Any) -> Any:
+    undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANE), [0] * LANE)
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     # Not llvm.fma: where there is no such instruction it becomes a library call per lane.
-    return builder.fadd(builder.fmul(x, y, flags=_FAST), z, flags=_FAST)
+    return builder.fadd(builder.fmul(x, y, flags=FAST), z, flags=FAST)
 
 
 def _offset(builder: Any, base: Any, *steps: tuple[Any, int]) -> Any:
     for stride, count in steps:
-        base = builder.add(base, builder.mul(stride, ir.Constant(_INT, count)))
+        base = builder.add(base, builder.mul(stride, ir.Constant(INT, count)))
     return base
 
 
 def _zero_sums(builder: Any, count: int) -> list[Any]:
-    zero = ir.Constant(_VECTOR, [0.0] * LANE)
+    zero = ir.Constant(VECTOR, [0.0] * LANE)
     return [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
 
 
@@ -120,35 +119,35 @@ def _tile(high: int, wide: int, unroll: int, add: bool) -> Any:
         def build(target, builder, signature, args):
             a, a_row, a_deep, b, b_deep, c, c_row, depth = args
             sums = _zero_sums(builder, high * wide * unroll)
-            last = builder.sub(depth, ir.Constant(_INT, unroll - 1))
+            last = builder.sub(depth, ir.Constant(INT, unroll - 1))
             with cgutils.for_range_slice(
-                builder, ir.Constant(_INT, 0), last, ir.Constant(_INT, unroll), _INT
+                builder, ir.Constant(INT, 0), last, ir.Constant(INT, unroll), INT
             ) as (k, _count):
                 for u in range(unroll):
-                    deep = builder.add(k, ir.Constant(_INT, u))
+                    deep = builder.add(k, ir.Constant(INT, u))
                     base_b = builder.add(b, builder.mul(deep, b_deep))
                     base_a = builder.add(a, builder.mul(deep, a_deep))
                     lanes = [
-                        _load(builder, builder.add(base_b, ir.Constant(_INT, 4 * LANE * n)), _VECTOR)
+                        load(builder, builder.add(base_b, ir.Constant(INT, 4 * LANE * n)), VECTOR)
                         for n in range(wide)
                     ]
                     for m in range(high):
-                        x = _load(builder, _offset(builder, base_a, (a_row, m)), _FLOAT)
-                        x = _splat(builder, x)
+                        x = load(builder, _offset(builder, base_a, (a_row, m)), FLOAT)
+                        x = splat(builder, x)
                         for n in range(wide):
                             slot = sums[(u * high + m) * wide + n]
-                            builder.store(_fma(builder, x, lanes[n], builder.load(slot)), slot)
+                            builder.store(fma(builder, x, lanes[n], builder.load(slot)), slot)
             for m in range(high):
                 for n in range(wide):
                     address = _offset(builder, c, (c_row, m))
-                    address = builder.add(address, ir.Constant(_INT, 4 * LANE * n))
+                    address = builder.add(address, ir.Constant(INT, 4 * LANE * n))
                     total = builder.load(sums[m * wide + n])
                     for u in range(1, unroll):
                         part = builder.load(sums[(u * high + m) * wide + n])
-                        total = builder.fadd(total, part, flags=_FAST)
+                        total = builder.fadd(total, part, flags=FAST)
                     if add:
-                        total = builder.fadd(total, _load(builder, address, _VECTOR), flags=_FAST)
-                    _store(builder, total, address)
+                        total = builder.fadd(total, load(builder, address, VECTOR), flags=FAST)
+                    store(builder, total, address)
             return target.get_dummy_value()
 
         return types.void(*[types.int64] * 8), build
@@ -156,6 +155,8 @@ def _tile(high: int, wide: int, unroll: int, add: bool) -> Any:
     return tile
 
 
+add_row_1x8 = _tile(1, 8, 1, add=True)
+add_row_1x2 = _tile(1, 2, 1, add=True)
 # Eight sums each: enough to keep two multiply-adders busy, few enough for sixteen registers.
 tile_8x1 = _tile(8, 1, 1, add=False)
 tile_4x2 = _tile(4, 2, 1, add=False)
@@ -172,29 +173,25 @@ def dot_4(context, a, a_row, b, c, depth):
         a, a_row, b, c, depth = args
         sums = _zero_sums(builder, rows * 2)
         with cgutils.for_range_slice(
-            builder, ir.Constant(_INT, 0), depth, ir.Constant(_INT, WIDTH), _INT
+            builder, ir.Constant(INT, 0), depth, ir.Constant(INT, WIDTH), INT
         ) as (k, _count):
-            deep = builder.mul(k, ir.Constant(_INT, 4))
+            deep = builder.mul(k, ir.Constant(INT, 4))
             for u in range(2):
-                here = builder.add(deep, ir.Constant(_INT, 4 * LANE * u))
-                y = _load(builder, builder.add(b, here), _VECTOR)
+                here = builder.add(deep, ir.Constant(INT, 4 * LANE * u))
+                y = load(builder, builder.add(b, here), VECTOR)
                 for m in range(rows):
                     row = _offset(builder, builder.add(a, here), (a_row, m))
                     slot = sums[u * rows + m]
-                    x = _load(builder, row, _VECTOR)
-                    builder.store(_fma(builder, x, y, builder.load(slot)), slot)
+                    x = load(builder, row, VECTOR)
+                    builder.store(fma(builder, x, y, builder.load(slot)), slot)
         for m in range(rows):
-            lanes = builder.fadd(
-                builder.load(sums[m]), builder.load(sums[rows + m]), flags=_FAST
-            )
+            lanes = builder.fadd(builder.load(sums[m]), builder.load(sums[rows + m]), flags=FAST)
             for half in (4, 2, 1):
                 order = [(n + half) % LANE for n in range(LANE)]
                 mask = ir.Constant(ir.VectorType(ir.IntType(32), LANE), order)
-                lanes = builder.fadd(
-                    lanes, builder.shuffle_vector(lanes, lanes, mask), flags=_FAST
-                )
+                lanes = builder.fadd(lanes, builder.shuffle_vector(lanes, lanes, mask), flags=FAST)
             total = builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
-            _store(builder, total, builder.add(c, ir.Constant(_INT, 4 * m)))
+            store(builder, total, builder.add(c, ir.Constant(INT, 4 * m)))
         return target.get_dummy_value()
 
     return types.void(*[types.int64] * 5), build
@@ -205,8 +202,19 @@ def add_lane(context, a, b):
     """Add the eight floats at `b` to those at `a`."""
 
     def build(target, builder, signature, args):
-        a, b = (_load(builder, address, _VECTOR) for address in args)
-        _store(builder, builder.fadd(a, b, flags=_FAST), args[0])
+        a, b = (load(builder, address, VECTOR) for address in args)
+        store(builder, builder.fadd(a, b, flags=FAST), args[0])
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.int64), build
+
+
+@intrinsic
+def copy_lane(context, a, b):
+    """Copy the eight floats at `b` to `a`."""
+
+    def build(target, builder, signature, args):
+        store(builder, load(builder, args[1], VECTOR), args[0])
         return target.get_dummy_value()
 
     return types.void(types.int64, types.int64), build
@@ -225,54 +233,3 @@ def prefetch(context, address):
         return target.get_dummy_value()
 
     return types.void(types.int64), build
-
-
-@intrinsic
-def _power_of_two(context, exponent):
-    """2.0 ** exponent from an int32 between -126 and 127."""
-
-    def build(_, builder, signature, args):
-        i32 = ir.IntType(32)
-        bits = builder.shl(builder.add(args[0], i32(127)), i32(23))
-        return builder.bitcast(bits, _FLOAT)
-
-    return types.float32(types.int32), build
-
-
-@intrinsic
-def _double_bits(context, value):
-    def build(_, builder, signature, args):
-        return builder.bitcast(args[0], _INT)
-
-    return types.int64(types.float64), build
-
-
-@kernel
-def exp_of_negative(x):
-    """exp(x) for x <= 0 within two units in the last place; exactly 0 below -87 and for -inf.
-
-    Cephes' polynomial: no library call, so that loops around it become vector code.
-    """
-    bounded = max(x, np.float32(-87.0))
-    whole = np.int32(bounded * np.float32(1.44269504) - np.float32(0.5))
-    step = np.float32(whole)
-    rest = bounded - step * np.float32(0.693359375) + step * np.float32(2.12194440e-4)
-    y = np.float32(1.9875691500e-4)
-    y = y * rest + np.float32(1.3981999507e-3)
-    y = y * rest + np.float32(8.3334519073e-3)
-    y = y * rest + np.float32(4.1665795894e-2)
-    y = y * rest + np.float32(1.6666665459e-1)
-    y = y * rest + np.float32(5.0000001201e-1)
-    y = y * (rest * rest) + rest + np.float32(1.0)
-    return np.float32(0.0) if x < np.float32(-87.0) else y * _power_of_two(whole)
-
-
-@kernel
-def recency_bucket(elapsed_ms, last):
-    """floor(log2(1 + whole minutes)), at most `last`: the exponent of 1 + minutes.
-
-    Thresholds are whole minutes, so the fraction of a minute changes nothing; doubles separate
-    neighbouring milliseconds far beyond the last threshold.
-    """
-    minutes = max(float(elapsed_ms), 0.0) / 60_000.0
-    return min((_double_bits(1.0 + minutes) >> 52) - 1023, last)

@@ -51,6 +51,8 @@ class RunConfig(Config):
 
     dataset: str
     """Folder of a prepared dataset."""
+    name: str = ""
+    """What is trained, for tables; default: backbone and objectives. Seeds of a run share it."""
     model: ModelConfig = ModelConfig()
     objectives: tuple[ObjectiveConfig, ...] = ()
     """Auxiliary objectives: L = L_CTR + Σ weight · L."""
@@ -65,3 +67,9 @@ class RunConfig(Config):
                 "an objective (crp) or set it to none"
             )
         return self
+
+    @property
+    def title(self) -> str:
+        """`name`, or the backbone and objectives joined by +."""
+        parts = [self.model.backbone.name, *(each.name for each in self.objectives)]
+        return self.name or " + ".join(parts)

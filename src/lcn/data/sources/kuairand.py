@@ -15,11 +15,12 @@ click flag, tab and hour are the value `history`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lcn.data import cache as caching
@@ -43,7 +44,11 @@ _SLICE_FILES = ("impressions.parquet", "user_history.parquet", "users.parquet", 
 _APRIL_9_MS = 1_649_433_600_000
 """2022-04-09 00:00 in Shanghai, where the untimed histories begin."""
 _NEEDED = ("user_id", "video_id", "time_ms", "is_click", "play_time_ms", "duration_ms", "tab")
-_HOUR = "(time_ms // 3600000 + 8) % 24"
+_HOUR = "(TRY_CAST(time_ms AS BIGINT) // 3600000 + 8) % 24"
+_DURATION = (
+    "CASE WHEN TRY_CAST(video_duration AS DOUBLE) >= 0 THEN "
+    "CAST(floor(log2(1 + TRY_CAST(video_duration AS DOUBLE) / 1000)) AS INTEGER) END"
+)
 _PROFILE = (
     *("user_active_degree", "is_video_author", "follow_user_num_range", "fans_user_num_range"),
     *("register_days_range", "onehot_feat1", "onehot_feat2"),
@@ -129,23 +134,18 @@ def _as_events(impressions: pa.Table) -> pa.Table:
 
 def _timed(history: pa.Table) -> pa.Table:
     """Unroll the watch lists, oldest first, with the pseudo times the module describes."""
-    row = pc.list_parent_indices(history["watch_seq"])
-    video = pc.list_flatten(history["watch_seq"])
-    length = pc.list_value_length(history["watch_seq"]).to_numpy().astype("int64")
-    last = history["last_time_ms"].to_numpy()
-    watched = history["history_len"].to_numpy().astype("int64")
-    step = ((last - _APRIL_9_MS) // watched.clip(min=1)).clip(min=1)
-    parent = row.to_numpy()
-    position = pc.subtract(
-        pa.array(range(len(parent)), pa.int64()), pa.array((length.cumsum() - length)[parent])
-    ).to_numpy()
-    back = length[parent] - 1 - position
-    unknown = pa.repeat(pa.scalar("history"), len(parent))
+    watched = pa.concat_arrays(history["watch_seq"].chunks)
+    length = watched.value_lengths().to_numpy().astype(np.int64)
+    last = np.repeat(history["last_time_ms"].to_numpy(), length)
+    shown = np.repeat(np.maximum(history["history_len"].to_numpy(), 1), length)
+    step = np.maximum((last - _APRIL_9_MS) // shown, 1)
+    back = np.repeat(length.cumsum(), length) - 1 - np.arange(length.sum())
+    unknown = pa.repeat(pa.scalar("history"), len(last))
     return pa.table(
         {
-            "user_id": history["user_id"].take(row),
-            "video_id": video,
-            "time_ms": pa.array(last[parent] - back * step[parent], pa.int64()),
+            "user_id": np.repeat(history["user_id"].to_numpy(), length),
+            "video_id": watched.flatten(),
+            "time_ms": last - back * step,
             "is_click": unknown,
             "tab": unknown,
         }
@@ -168,73 +168,83 @@ def mapping(folder: Path, *, domain: Rule = "tag", logs: Logs = "standard") -> M
     for value, known in ((domain, ("tag", "tab")), (logs, ("standard", "random", "both"))):
         if value not in known:
             raise DataError(f"unknown option value {value!r}{nearest(str(value), known)}")
-    folder = folder.absolute()
-    is_slice = (folder / "events.parquet").is_file()
-    log_files = {
-        "standard": (str(folder / "log_standard_*.csv"),),
-        "random": (str(folder / "log_random_*.csv"),),
-        "both": (str(folder / "log_standard_*.csv"), str(folder / "log_random_*.csv")),
-    }[logs]
+    files = _files(folder.absolute(), logs)
     first_tag = "TRY_CAST(split_part(CAST(items.tag AS VARCHAR), ',', 1) AS INTEGER)"
     rule = {
         "tag": f"coalesce({first_tag} < {TARGET_TAG_BELOW}, false)",
         "tab": "CAST(tab AS VARCHAR) <> '1'",
     }[domain]
-    hour = f"CASE WHEN is_click = 'history' THEN 'history' ELSE CAST({_HOUR} AS VARCHAR) END"
-    # The tab is the domain under the `tab` rule: as context it would say nothing new.
-    tab = {"tab": "tab"} if domain == "tag" else {}
+    items = Items(
+        files=files.videos,
+        key="video_id",
+        fields={
+            "author": "author_id",
+            "tag": "split_part(CAST(tag AS VARCHAR), ',', 1)",
+            "duration": _DURATION,
+        },
+    )
     return Mapping(
         name=f"kuairand-{domain}",
         licence="CC BY-SA 4.0; cite Gao et al., CIKM 2022",
         timezone=TIMEZONE,
-        events=(
-            Events(
-                files=(str(folder / "events.parquet"),) if is_slice else log_files,
-                # Where the tab decides, watch lists without a tab have no domain.
-                where="tab <> 'history'" if is_slice and domain == "tab" else None,
-                user="user_id",
-                item="video_id",
-                time="time_ms",
-                time_unit="ms",
-                domain_rule=rule,
-                context={"is_click": "is_click", "hour": hour if is_slice else _HOUR} | tab,
-            ),
-        ),
-        impressions=(
-            Impressions(
-                files=(str(folder / "impressions.parquet"),) if is_slice else log_files,
-                user="user_id",
-                item="video_id",
-                time="time_ms",
-                time_unit="ms",
-                label="is_click",
-                dwell="play_time_ms / 1000.0",
-                target_rule=rule,
-                context={"hour": _HOUR, "tab": "tab"},
-            ),
-        ),
-        items=(
-            Items(
-                files=(str(folder / ("videos.parquet" if is_slice else _VIDEO_FILES)),),
-                key="video_id",
-                fields={
-                    "author": "author_id",
-                    "tag": "split_part(CAST(tag AS VARCHAR), ',', 1)",
-                    "duration": "CAST(floor(log2(1 + video_duration / 1000.0)) AS INTEGER)",
-                },
-            ),
-        ),
-        users=(
-            Users(
-                files=(str(folder / ("users.parquet" if is_slice else _USER_FILES)),),
-                key="user_id",
-                fields={name: name for name in _PROFILE},
-            ),
-        ),
+        events=(_events(files, domain, rule),),
+        impressions=(_impressions(files, rule),),
+        items=(items,),
+        users=(Users(files=files.users, key="user_id", fields={n: n for n in _PROFILE}),),
         split=SplitRule(validation_from="2022-05-07", test_from="2022-05-08"),
-        # The published slice repeats 2.4 per cent of its impressions exactly.
-        limits=Limits(earliest="2022-04-08", latest="2022-05-10", max_rejected_share=0.05),
+        limits=Limits(earliest="2022-04-08", latest="2022-05-10"),
     )
 
 
-_VIDEO_FILES, _USER_FILES = "video_features_basic_*.csv", "user_features_*.csv"
+@dataclass(frozen=True)
+class _Files:
+    """Which files hold which table, in either layout."""
+
+    events: tuple[str, ...]
+    impressions: tuple[str, ...]
+    videos: tuple[str, ...]
+    users: tuple[str, ...]
+    is_slice: bool
+
+
+def _files(folder: Path, logs: Logs) -> _Files:
+    if (folder / "events.parquet").is_file():
+        tables = ("events", "impressions", "videos", "users")
+        return _Files(*((str(folder / f"{name}.parquet"),) for name in tables), is_slice=True)
+    kinds = ("standard", "random") if logs == "both" else (logs,)
+    log = tuple(str(folder / f"log_{kind}_*.csv") for kind in kinds)
+    videos = (str(folder / "video_features_basic_*.csv"),)
+    return _Files(log, log, videos, (str(folder / "user_features_*.csv"),), is_slice=False)
+
+
+def _events(files: _Files, domain: Rule, rule: str) -> Events:
+    timed = f"CASE WHEN is_click = 'history' THEN 'history' ELSE CAST({_HOUR} AS VARCHAR) END"
+    context = {"is_click": "is_click", "hour": timed if files.is_slice else _HOUR}
+    if domain == "tag":
+        # Under the other rule the tab is the domain: as context it would say nothing new.
+        context["tab"] = "tab"
+    return Events(
+        files=files.events,
+        # Where the tab decides, watch lists without a tab have no domain.
+        where="tab <> 'history'" if files.is_slice and domain == "tab" else None,
+        user="user_id",
+        item="video_id",
+        time="time_ms",
+        time_unit="ms",
+        domain_rule=rule,
+        context=context,
+    )
+
+
+def _impressions(files: _Files, rule: str) -> Impressions:
+    return Impressions(
+        files=files.impressions,
+        user="user_id",
+        item="video_id",
+        time="time_ms",
+        time_unit="ms",
+        label="is_click",
+        dwell="TRY_CAST(play_time_ms AS DOUBLE) / 1000",
+        target_rule=rule,
+        context={"hour": _HOUR, "tab": "tab"},
+    )

@@ -37,6 +37,15 @@ START_MS = 1_704_067_200_000
 BLOCKS_PER_PART = 16
 """Blocks of users in one file of each table."""
 
+_EVENT_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.int64()),
+        ("item_id", pa.int64()),
+        ("time_ms", pa.int64()),
+        ("stay_seconds", pa.float32()),
+    ]
+)
+
 Progress = Callable[[int], None]
 """Called with the number of users just written."""
 
@@ -116,30 +125,25 @@ def write_part(out: Path, config: SyntheticConfig, world: World, part: int) -> i
     blocks = range(first, min(first + BLOCKS_PER_PART, -(-config.users // BLOCK)))
     name = f"part-{part:05d}.parquet"
     # Source events are most of the rows and leave memory block by block; the rest is small.
-    writer: pq.ParquetWriter | None = None
     small: dict[str, list[pa.Table]] = {"events_target": [], "impressions": [], "users": []}
-    try:
+    with pq.ParquetWriter(
+        out / "events_source" / name, _EVENT_SCHEMA, compression="zstd"
+    ) as writer:
         for number in blocks:
             block = draw_block(config, world, number)
-            users = min(BLOCK, config.users - number * BLOCK)
-            rows = _tables(config, block, number * BLOCK, users)
+            rows = _tables(config, block, number * BLOCK)
             source = rows.pop("events_source")
-            writer = writer or pq.ParquetWriter(
-                out / "events_source" / name, source.schema, compression="zstd"
-            )
             writer.write_table(source, row_group_size=len(source))
             for table, part_rows in rows.items():
                 small[table].append(part_rows)
-    finally:
-        if writer is not None:
-            writer.close()
     for table, tables in small.items():
         pq.write_table(pa.concat_tables(tables), out / table / name, compression="zstd")
     return min(config.users - first * BLOCK, BLOCK * BLOCKS_PER_PART)
 
 
-def _tables(config: SyntheticConfig, block: Block, first: int, users: int) -> dict[str, pa.Table]:
-    """Rows of the first `users` users of a block; later ones were drawn only to be dropped."""
+def _tables(config: SyntheticConfig, block: Block, first: int) -> dict[str, pa.Table]:
+    """Rows of a block's users; those beyond the last user were drawn only to be dropped."""
+    users = min(BLOCK, config.users - first)
 
     def rows(user: NDArray[np.int64], **columns: NDArray) -> pa.Table:
         end = np.searchsorted(user, users)

@@ -35,11 +35,11 @@ Progress = Callable[[int], None]
 class Size(Config):
     """How much to generate."""
 
-    behaviours: int = Field(1_000_000, ge=1)
-    impressions: int = Field(100_000, ge=1)
-    users: int = Field(20_000, ge=1)
-    ads: int = Field(20_000, ge=1)
-    noise_share: float = Field(0.001, ge=0, le=1)
+    behaviours: int = Field(default=1_000_000, ge=1)
+    impressions: int = Field(default=100_000, ge=1)
+    users: int = Field(default=20_000, ge=1)
+    ads: int = Field(default=20_000, ge=1)
+    noise_share: float = Field(default=0.001, ge=0, le=1)
     """Behaviours stamped outside the published days."""
     seed: int = 0
 
