@@ -68,6 +68,18 @@ class Output:
     interest: Interest
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A batch with item vectors."""
+
+    history: History
+    """Of the source domain."""
+    target: HistoryRows
+    query: Query
+    contrasted_ID: Float[Tensor, "I D"]
+    """The items' vectors for the objectives."""
+
+
 class Model(nn.Module):
     """Click model with one lifelong backbone on the shared substrate.
 
@@ -137,19 +149,22 @@ class Model(nn.Module):
             batch: as collated.
             levels: also return what each stage of the backbone kept.
         """
-        item_ID, search_ID, contrasted_ID = self.item_vectors(batch)
-        source = self.history(batch.source, item_ID)
-        target = self.history(batch.target, item_ID)
-        query = self.query(batch, item_ID, search_ID)
-        history = History(source, batch.source.offsets_U1, batch.item_IF, search_ID)
+        parts = self.embed(batch)
+        history, query = parts.history, parts.query
         state = self.backbone.encode(history)
         interest = self.backbone.attend(state, query, batch.lifelong_C2, levels=levels)
         short = [
             self.short_target(
-                target, Selection(span_C2=batch.short_target_C2), query.vector_CD, query.time_C
+                parts.target,
+                Selection(span_C2=batch.short_target_C2),
+                query.vector_CD,
+                query.time_C,
             ),
             self.short_source(
-                source, Selection(span_C2=batch.short_source_C2), query.vector_CD, query.time_C
+                history.rows,
+                Selection(span_C2=batch.short_source_C2),
+                query.vector_CD,
+                query.time_C,
             ),
         ]
         z_CZ = torch.cat(
@@ -163,7 +178,19 @@ class Model(nn.Module):
             ],
             1,
         )
-        return Output(self.head(z_CZ)[:, 0], contrasted_ID, interest)
+        return Output(self.head(z_CZ)[:, 0], parts.contrasted_ID, interest)
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Join a batch's rows and candidates with their item vectors."""
+        item_ID, search_ID, contrasted_ID = self._item_vectors(batch)
+        history = History(
+            self.history(batch.source, item_ID),
+            batch.source.offsets_U1,
+            batch.item_IF,
+            search_ID,
+        )
+        target = self.history(batch.target, item_ID)
+        return Embedded(history, target, self.query(batch, item_ID, search_ID), contrasted_ID)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""
@@ -185,7 +212,7 @@ class Model(nn.Module):
             None if search_ID is None else search_ID[batch.candidate_C],
         )
 
-    def item_vectors(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _item_vectors(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """The items' vectors for the model, for its search (None: the same) and for objectives."""
         item_ID = self.item(batch.item_IF.long())
         search_ID = None if self.search_item is None else self.search_item(batch.item_IF.long())
@@ -198,6 +225,11 @@ class Model(nn.Module):
         elif self.config.stop_gradient == "objective":
             contrasted_ID = contrasted_ID.detach()
         return item_ID, search_ID, contrasted_ID
+
+    @property
+    def contrasted_item(self) -> ItemEncoder:
+        """The encoder of the items that objectives see, to encode what the batch does not hold."""
+        return self.item if self.search_item is None else self.search_item
 
     def check(self, dataset: Dataset) -> None:
         """See before training whether the data has what the backbone needs.

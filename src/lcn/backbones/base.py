@@ -192,7 +192,7 @@ class Backbone(nn.Module, ABC, Generic[StateT]):
             ConfigError: the backbone attends to nothing.
         """
 
-    def check(self, dataset: Dataset) -> None:  # noqa: B027 - most ask nothing more
+    def check(self, dataset: Dataset) -> None:
         """See before training whether the data has what the backbone needs.
 
         Raises:
@@ -224,7 +224,8 @@ def rank_by_weight(
     length_C = (span_C2[:, 1] - span_C2[:, 0]).clamp(min=0)
     owner_S = torch.repeat_interleave(length_C)
     shape = (len(span_C2), score_SH.shape[1])
-    top_CH = score_SH.new_full(shape, -torch.inf).index_reduce(0, owner_S, score_SH, "amax")
+    owner_SH = owner_S[:, None].expand_as(score_SH)
+    top_CH = score_SH.new_full(shape, -torch.inf).scatter_reduce(0, owner_SH, score_SH, "amax")
     weight_SH = torch.exp(score_SH - top_CH[owner_S])
     total_CH = score_SH.new_zeros(shape).index_add(0, owner_S, weight_SH)
     return ops.select_span_topk((weight_SH / total_CH[owner_S]).mean(1), span_C2, keep)

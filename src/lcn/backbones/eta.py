@@ -57,8 +57,8 @@ class Eta(Backbone[EtaState]):
         keep: int = 50
         """K, events that reach the attention."""
         bits: int = 32
-        """b, length of a code. Try 32, 64 and 256 before calling ETA weak: 32 bits find a fifth
-        of the nearest rows by angle, 256 a third."""
+        """b, length of a code. Try 32, 64 and 256 before calling ETA weak: of 2000 random rows
+        (D = 64), 32 bits find one in seven of the 50 nearest by angle, 256 bits two in five."""
         width: int = 64
         heads: int = 4
         context: Context = "all"

@@ -106,9 +106,7 @@ class Sdim(Backbone[SdimState]):
         table_GBD = None
         serving = len(history.offsets_U1) == 2 and not torch.is_grad_enabled()
         if serving and self.attention is None and self.config.norm == "bucket":
-            table_GBD = bucket_table(
-                rows.vector_ID, code_IG, rows.item_T, 2**self.config.group
-            )
+            table_GBD = bucket_table(rows.vector_ID, code_IG, rows.item_T, 2**self.config.group)
         return SdimState(rows, code_IG, table_GBD)
 
     def attend(
@@ -128,9 +126,7 @@ class Sdim(Backbone[SdimState]):
             described = (describe_codes("collisions", codes, span_C2, kept_CK, "bytes"),)
             if self.attention is not None:
                 final, kept = self.final_scoring(query), Selection(kept_CK=kept_CK)
-                described += (
-                    describe_level("exact", state.rows, kept, final, self.config.keep),
-                )
+                described += (describe_level("exact", state.rows, kept, final, self.config.keep),)
         return Interest(vector_CW, levels=described)
 
     def final_scoring(self, query: Query) -> Scoring:

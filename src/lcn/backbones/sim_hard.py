@@ -112,8 +112,10 @@ class SimHard(Backbone[SimHardState]):
         if _share_values(dataset, self.field):
             return
         others = [name for at, name in enumerate(names) if _share_values(dataset, at)]
-        hint = f"set model.backbone.key to {' or '.join(map(repr, others))}" if others else (
-            "no item field occurs in both domains, so hard search cannot work on this data"
+        hint = (
+            f"set model.backbone.key to {' or '.join(map(repr, others))}"
+            if others
+            else ("no item field occurs in both domains, so hard search cannot work on this data")
         )
         raise ConfigError(
             f"sim_hard: no source-domain event can match a candidate by {key!r}, its values in "

@@ -176,7 +176,7 @@ class Twin(Backbone[HistoryRows]):
         return _aggregate(state, self._search(query), span_C2, keep, self.config.select)
 
     def own_final(self, state: HistoryRows, query: Query, span_C2: Tensor, keep: int) -> Tensor:
-        """What the heads of the final stage would select: the authors' "real" set."""
+        """What the attention's current parameters would select: the authors' "real" set."""
         return _aggregate(state, self.final_scoring(query), span_C2, keep, self.config.select)
 
     def _search(self, query: Query) -> Scoring:
