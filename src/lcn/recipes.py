@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lcn.backbones import BackboneConfig
+from lcn.backbones.eta import Eta
 from lcn.backbones.full import FullAttention
 from lcn.backbones.lap import Lap
 from lcn.backbones.none import NoLifelong
+from lcn.backbones.sdim import Sdim
+from lcn.backbones.sim_hard import SimHard
 from lcn.backbones.sim_soft import SimSoft
+from lcn.backbones.twin import Twin
 from lcn.model import ModelConfig
 from lcn.objectives.crp import Crp
 from lcn.train.config import RunConfig
@@ -29,9 +33,29 @@ def full(dataset: str) -> RunConfig:
     return _with_backbone(dataset, FullAttention.Config())
 
 
+def sim_hard(dataset: str) -> RunConfig:
+    """SIM with hard search by the item field `category`; set model.backbone.key for another."""
+    return _with_backbone(dataset, SimHard.Config())
+
+
 def sim_soft(dataset: str) -> RunConfig:
     """SIM with soft search."""
     return _with_backbone(dataset, SimSoft.Config())
+
+
+def eta(dataset: str) -> RunConfig:
+    """ETA with codes of 32 bits."""
+    return _with_backbone(dataset, Eta.Config())
+
+
+def sdim(dataset: str) -> RunConfig:
+    """SDIM with 48 hashes in groups of 3."""
+    return _with_backbone(dataset, Sdim.Config())
+
+
+def twin(dataset: str) -> RunConfig:
+    """TWIN with four heads."""
+    return _with_backbone(dataset, Twin.Config())
 
 
 def lap(dataset: str) -> RunConfig:
@@ -50,15 +74,42 @@ def lcn_paper(dataset: str) -> RunConfig:
     return lap(dataset).model_copy(update={"name": "lcn_paper", "objectives": (crp,)})
 
 
-RECIPES: dict[str, Recipe] = {
-    "none": none,
-    "full": full,
-    "sim_soft": sim_soft,
-    "lap": lap,
-    "lcn": lcn,
-    "lcn_paper": lcn_paper,
-}
+def csa_crp(dataset: str) -> RunConfig:
+    """LCN without LAP: the complete scope alone, with CRP."""
+    bare = _with_backbone(dataset, Lap.Config(use_msa=False, use_fsa=False))
+    return bare.model_copy(update={"name": "csa_crp", "objectives": (Crp.Config(),)})
+
+
+def with_crp(name: str, recipe: Recipe) -> Recipe:
+    """Return a recipe plus CRP: a row of the paper's Table 2."""
+
+    def recipe_with_crp(dataset: str) -> RunConfig:
+        return recipe(dataset).model_copy(update={"name": name, "objectives": (Crp.Config(),)})
+
+    return recipe_with_crp
 
 
 def _with_backbone(dataset: str, backbone: BackboneConfig) -> RunConfig:
     return RunConfig(dataset=dataset, model=ModelConfig(backbone=backbone))
+
+
+RECIPES: dict[str, Recipe] = {
+    "none": none,
+    "full": full,
+    "sim_hard": sim_hard,
+    "sim_soft": sim_soft,
+    "eta": eta,
+    "sdim": sdim,
+    "twin": twin,
+    "lap": lap,
+    "none_crp": with_crp("none_crp", none),
+    "full_crp": with_crp("full_crp", full),
+    "sim_hard_crp": with_crp("sim_hard_crp", sim_hard),
+    "sim_soft_crp": with_crp("sim_soft_crp", sim_soft),
+    "eta_crp": with_crp("eta_crp", eta),
+    "sdim_crp": with_crp("sdim_crp", sdim),
+    "twin_crp": with_crp("twin_crp", twin),
+    "csa_crp": csa_crp,
+    "lcn": lcn,
+    "lcn_paper": lcn_paper,
+}

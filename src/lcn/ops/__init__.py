@@ -27,6 +27,7 @@ __all__ = [
     "Pool",
     "Scoring",
     "force",
+    "implementation",
     "kept_pool",
     "select_span_topk",
     "span_pool",
@@ -45,6 +46,11 @@ def force(implementation: Implementation) -> Iterator[None]:
         yield
     finally:
         _choice.reset(token)
+
+
+def implementation() -> Implementation:
+    """Return what `force` asks for at the moment."""
+    return _choice.get()
 
 
 def span_pool(

@@ -85,6 +85,7 @@ def train(
     }
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
+    model.check(dataset)
     objectives = torch.nn.ModuleList(build_objective(each) for each in config.objectives)
     trainee = Trainee(
         modules={"model": model, "objectives": objectives},
