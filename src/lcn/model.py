@@ -18,7 +18,7 @@ from lcn.backbones.lap import Lap
 from lcn.config import Config
 from lcn.data.batch import Batch, Rows
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.nn.embedding import FieldEmbedding, ItemEncoder
+from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
 from lcn.schema import Manifest
@@ -143,6 +143,11 @@ class Model(nn.Module):
             1,
         )
         return Output(self.head(z_CZ)[:, 0], item_ID, interest)
+
+    @property
+    def tables(self) -> Tables:
+        """The embeddings, for the objectives."""
+        return Tables(self.item, self.profile, self.candidate)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""

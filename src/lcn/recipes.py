@@ -13,7 +13,17 @@ from lcn.backbones.lap import Lap
 from lcn.backbones.none import NoLifelong
 from lcn.backbones.sim_soft import SimSoft
 from lcn.model import ModelConfig
+from lcn.objectives import ObjectiveConfig
+from lcn.objectives.at4ctr import At4Ctr
+from lcn.objectives.bert4rec import Bert4Rec
+from lcn.objectives.cl4ctr import Cl4Ctr
+from lcn.objectives.cl4srec import Cl4SRec
+from lcn.objectives.clrec import ClRec
 from lcn.objectives.crp import Crp
+from lcn.objectives.dss import Dss
+from lcn.objectives.sac import Sac
+from lcn.objectives.sqn import Sqn
+from lcn.objectives.ssl_features import Ssl
 from lcn.train.config import RunConfig
 
 Recipe = Callable[[str], RunConfig]
@@ -41,13 +51,12 @@ def lap(dataset: str) -> RunConfig:
 
 def lcn(dataset: str) -> RunConfig:
     """LCN: the pyramid and CRP."""
-    return lap(dataset).model_copy(update={"objectives": (Crp.Config(),)})
+    return _lap_with(dataset, Crp.Config())
 
 
 def lcn_paper(dataset: str) -> RunConfig:
     """LCN as the paper writes CRP: shared negatives, no positive in the denominator."""
-    crp = Crp.Config(form="paper", weight=0.01)
-    return lap(dataset).model_copy(update={"objectives": (crp,)})
+    return _lap_with(dataset, Crp.Config(form="paper", weight=0.01))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -57,8 +66,22 @@ RECIPES: dict[str, Recipe] = {
     "lap": lap,
     "lcn": lcn,
     "lcn_paper": lcn_paper,
+    "lap_dss": lambda dataset: _lap_with(dataset, Dss.Config()),
+    "lap_bert4rec": lambda dataset: _lap_with(dataset, Bert4Rec.Config()),
+    "lap_sqn": lambda dataset: _lap_with(dataset, Sqn.Config()),
+    "lap_sac": lambda dataset: _lap_with(dataset, Sac.Config()),
+    "lap_ssl": lambda dataset: _lap_with(dataset, Ssl.Config()),
+    "lap_clrec": lambda dataset: _lap_with(dataset, ClRec.Config()),
+    "lap_at4ctr": lambda dataset: _lap_with(dataset, At4Ctr.Config()),
+    "lap_cl4ctr": lambda dataset: _lap_with(dataset, Cl4Ctr.Config()),
+    "lap_cl4srec": lambda dataset: _lap_with(dataset, Cl4SRec.Config()),
 }
+"""`lap_<objective>` is the pyramid with one of the comparison's objectives in place of CRP."""
 
 
 def _with_backbone(dataset: str, backbone: BackboneConfig) -> RunConfig:
     return RunConfig(dataset=dataset, model=ModelConfig(backbone=backbone))
+
+
+def _lap_with(dataset: str, objective: ObjectiveConfig) -> RunConfig:
+    return lap(dataset).model_copy(update={"objectives": (objective,)})
