@@ -21,7 +21,7 @@ from lcn.data.batch import Batch, Rows
 from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.nn.embedding import FieldEmbedding, ItemEncoder
+from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
 from lcn.schema import Manifest
@@ -191,6 +191,11 @@ class Model(nn.Module):
         )
         target = self.history(batch.target, item_ID)
         return Embedded(history, target, self.query(batch, item_ID, search_ID), contrasted_ID)
+
+    @property
+    def tables(self) -> Tables:
+        """The embeddings, for the objectives."""
+        return Tables(self.item, self.profile, self.candidate)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""
