@@ -57,7 +57,7 @@ def compare(  # one parameter per option
     groups = group_runs([load_predictions(path) for path in paths])
     if len(groups) == 1:
         raise DataError(
-            f"all of them are of one run, {groups[0][0].run!r}; give the predictions of another run "
+            f"all of them are of one run, {groups[0][0].run!r}; give predictions of another run "
             "to compare it with"
         )
     options = {"resamples": resamples, "level": level}
