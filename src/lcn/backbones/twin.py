@@ -112,6 +112,9 @@ class Twin(Backbone[TwinState]):
     assumes = "source-domain events; event context fields and recency become scalar biases"
     searches = True
 
+    steps: Tensor
+    """Training steps taken, where there is a snapshot to renew."""
+
     class Config(BaseConfig):
         """Settings."""
 
