@@ -43,7 +43,15 @@ def fetch(source: str, path: Path | str | None = None) -> Path:
 
 
 def prepare(
-    logs: str | Path | Mapping, folder: Path | str, *, force: bool = False, **options: Any
+    logs: str | Path | Mapping,
+    folder: Path | str,
+    *,
+    force: bool = False,
+    path: Path | str | None = None,
+    threads: int | None = None,
+    memory_limit: str = "2GB",
+    progress: bool = False,
+    **options: Any,
 ) -> Manifest:
     """Turn logs into a dataset folder.
 
@@ -51,10 +59,15 @@ def prepare(
         logs: a built-in source's name (fetched if need be), a mapping file, or a `Mapping`.
         folder: where the dataset goes.
         force: replace a dataset that stands there.
+        path: a built-in source's files already at hand.
+        threads: default: one per processor.
+        memory_limit: of the SQL engine.
+        progress: show stages on stderr.
         options: of the source's mapping, such as `domain="tab"` for KuaiRand.
 
     Raises:
         DataError: see `lcn.data.prepare.prepare`.
+        ConfigError: an option the source does not have, or a broken mapping file.
     """
     from lcn.data.prepare import prepare as run_job
 
@@ -62,14 +75,29 @@ def prepare(
     if isinstance(logs, Mapping):
         mapping = logs
     elif str(logs) in SOURCES:
-        mapping = SOURCES[str(logs)].mapping(fetch(str(logs)), **options)
+        source = SOURCES[str(logs)]
+        known = [option.partition(":")[0] for option in source.options]
+        for name in options:
+            if name not in known:
+                hint = nearest(name, known) if known else "; it has none"
+                raise ConfigError(f"source {logs} has no option {name!r}{hint}")
+        mapping = source.mapping(fetch(str(logs), path), **options)
     elif Path(logs).suffix in (".yaml", ".yml"):
         mapping, base = read_mapping(logs), Path(logs).absolute().parent
     else:
         raise DataError(
-            f"{logs!r} is neither a mapping file (.yaml) nor a source{nearest(str(logs), SOURCES)}"
+            f"{str(logs)!r} is neither a mapping file (.yaml) nor a source"
+            + nearest(str(logs), SOURCES)
         )
-    return run_job(mapping, Path(folder), base=base, force=force)
+    return run_job(
+        mapping,
+        Path(folder),
+        base=base,
+        threads=threads,
+        memory_limit=memory_limit,
+        force=force,
+        progress=progress,
+    )
 
 
 def recipe(name: str, dataset: Path | str, *overrides: str) -> RunConfig:

@@ -21,7 +21,7 @@ from lcn.data.batch import Batch, Rows
 from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.nn.embedding import FieldEmbedding, ItemEncoder
+from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
 from lcn.schema import Manifest
@@ -48,6 +48,9 @@ class ModelConfig(Config):
     """Width of each event context field's table."""
     embedding: FieldEmbedding.Config = FieldEmbedding.Config()
     short: ShortConfig = ShortConfig()
+    products: bool = False
+    """Also give the head W v ⊙ each interest vector, short-term and lifelong (DARE's target-aware
+    product, for every backbone alike): a match of candidate and interest is then linear."""
     hidden: tuple[int, ...] = (256, 128)
     dropout: float = 0.0
     search_table: Literal["shared", "own"] = "shared"
@@ -134,6 +137,7 @@ class Model(nn.Module):
         )
         sizes = [field.size for field in manifest.event_context]
         offsets_G = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int32)
+        self.context_offsets_G: Tensor
         self.register_buffer("context_offsets_G", offsets_G, persistent=False)
         head_width = (
             self.profile.width
@@ -143,6 +147,12 @@ class Model(nn.Module):
             + 2 * short.width
             + self.backbone.width
         )
+        interest_width = 2 * short.width + self.backbone.width
+        self.product = None
+        if config.products:
+            self.product = nn.Linear(config.width, interest_width, bias=False)
+            nn.init.xavier_uniform_(self.product.weight)
+            head_width += interest_width
         self.head = mlp(head_width, config.hidden, dropout=config.dropout)
 
     def forward(self, batch: Batch, *, levels: bool = False) -> Output:
@@ -170,18 +180,17 @@ class Model(nn.Module):
                 query.time_C,
             ),
         ]
-        z_CZ = torch.cat(
-            [
-                self.profile(batch.profile_UP.long())[batch.user_of_C],
-                self.candidate(batch.candidate_CA.long()),
-                self.request(batch.context_CR.long()),
-                query.vector_CD,
-                *short,
-                interest.vector_CW,
-            ],
-            1,
-        )
-        return Output(self.head(z_CZ)[:, 0], parts.contrasted_ID, interest)
+        interest_CW = torch.cat([*short, interest.vector_CW], 1)
+        z = [
+            self.profile(batch.profile_UP.long())[batch.user_of_C],
+            self.candidate(batch.candidate_CA.long()),
+            self.request(batch.context_CR.long()),
+            query.vector_CD,
+            interest_CW,
+        ]
+        if self.product is not None:
+            z.append(self.product(query.vector_CD) * interest_CW)
+        return Output(self.head(torch.cat(z, 1))[:, 0], parts.contrasted_ID, interest)
 
     def embed(self, batch: Batch) -> Embedded:
         """Join a batch's rows and candidates with their item vectors."""
@@ -194,6 +203,11 @@ class Model(nn.Module):
         )
         target = self.history(batch.target, item_ID)
         return Embedded(history, target, self.query(batch, item_ID, search_ID), contrasted_ID)
+
+    @property
+    def tables(self) -> Tables:
+        """The embeddings, for the objectives."""
+        return Tables(self.item, self.profile, self.candidate)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""

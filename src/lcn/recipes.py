@@ -17,7 +17,17 @@ from lcn.backbones.sim_hard import SimHard
 from lcn.backbones.sim_soft import SimSoft
 from lcn.backbones.twin import Twin
 from lcn.model import ModelConfig
+from lcn.objectives import ObjectiveConfig
+from lcn.objectives.at4ctr import At4Ctr
+from lcn.objectives.bert4rec import Bert4Rec
+from lcn.objectives.cl4ctr import Cl4Ctr
+from lcn.objectives.cl4srec import Cl4SRec
+from lcn.objectives.clrec import ClRec
 from lcn.objectives.crp import Crp
+from lcn.objectives.dss import Dss
+from lcn.objectives.sac import Sac
+from lcn.objectives.sqn import Sqn
+from lcn.objectives.ssl_features import Ssl
 from lcn.train.config import RunConfig
 
 Recipe = Callable[[str], RunConfig]
@@ -65,35 +75,34 @@ def lap(dataset: str) -> RunConfig:
 
 def lcn(dataset: str) -> RunConfig:
     """LCN: the pyramid and CRP."""
-    return lap(dataset).model_copy(update={"name": "lcn", "objectives": (Crp.Config(),)})
+    return _plus(lap(dataset), "lcn", Crp.Config())
 
 
 def lcn_paper(dataset: str) -> RunConfig:
     """LCN as the paper writes CRP: shared negatives, no positive in the denominator."""
-    crp = Crp.Config(form="paper", weight=0.01)
-    return lap(dataset).model_copy(update={"name": "lcn_paper", "objectives": (crp,)})
+    return _plus(lap(dataset), "lcn_paper", Crp.Config(form="paper", weight=0.01))
 
 
 def csa_crp(dataset: str) -> RunConfig:
     """LCN without LAP: the complete scope alone, with CRP."""
     bare = _with_backbone(dataset, Lap.Config(use_msa=False, use_fsa=False))
-    return bare.model_copy(update={"name": "csa_crp", "objectives": (Crp.Config(),)})
+    return _plus(bare, "csa_crp", Crp.Config())
 
 
-def with_crp(name: str, recipe: Recipe) -> Recipe:
-    """Return a recipe plus CRP: a row of the paper's Table 2."""
+def plus(recipe: Recipe, name: str, objective: ObjectiveConfig) -> Recipe:
+    """Return a recipe with one auxiliary objective added: a row of the paper's Table 2 or 5."""
+    return lambda dataset: _plus(recipe(dataset), name, objective)
 
-    def recipe_with_crp(dataset: str) -> RunConfig:
-        return recipe(dataset).model_copy(update={"name": name, "objectives": (Crp.Config(),)})
 
-    return recipe_with_crp
+def _plus(config: RunConfig, name: str, objective: ObjectiveConfig) -> RunConfig:
+    return config.model_copy(update={"name": name, "objectives": (objective,)})
 
 
 def _with_backbone(dataset: str, backbone: BackboneConfig) -> RunConfig:
     return RunConfig(dataset=dataset, model=ModelConfig(backbone=backbone))
 
 
-RECIPES: dict[str, Recipe] = {
+_BACKBONES: dict[str, Recipe] = {
     "none": none,
     "full": full,
     "sim_hard": sim_hard,
@@ -102,14 +111,31 @@ RECIPES: dict[str, Recipe] = {
     "sdim": sdim,
     "twin": twin,
     "lap": lap,
-    "none_crp": with_crp("none_crp", none),
-    "full_crp": with_crp("full_crp", full),
-    "sim_hard_crp": with_crp("sim_hard_crp", sim_hard),
-    "sim_soft_crp": with_crp("sim_soft_crp", sim_soft),
-    "eta_crp": with_crp("eta_crp", eta),
-    "sdim_crp": with_crp("sdim_crp", sdim),
-    "twin_crp": with_crp("twin_crp", twin),
+}
+
+_RIVALS: tuple[ObjectiveConfig, ...] = (
+    Dss.Config(),
+    Bert4Rec.Config(),
+    Sqn.Config(),
+    Sac.Config(),
+    Ssl.Config(),
+    ClRec.Config(),
+    At4Ctr.Config(),
+    Cl4Ctr.Config(),
+    Cl4SRec.Config(),
+)
+
+RECIPES: dict[str, Recipe] = {
+    **_BACKBONES,
+    **{
+        f"{name}_crp": plus(recipe, f"{name}_crp", Crp.Config())
+        for name, recipe in _BACKBONES.items()
+        if name != "lap"
+    },
     "csa_crp": csa_crp,
     "lcn": lcn,
     "lcn_paper": lcn_paper,
+    **{f"lap_{rival.name}": plus(lap, f"lap_{rival.name}", rival) for rival in _RIVALS},
 }
+"""Every named system: a backbone, a backbone with CRP (Table 2), or `lap` with the objective of
+another paper in CRP's place (Table 5)."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from lcn.errors import DataError
+
 _PATH = click.Path(exists=True, path_type=Path)
 
 
@@ -30,16 +32,17 @@ def compare(  # one parameter per option
     level: float,
     as_json: bool,
 ) -> None:
-    """Compare runs on the same impressions, each with the run of the first file.
+    """Compare runs on the same impressions, each with the first one.
 
-    Give files of predictions (.npz) of one split. Files that differ only in the seed are seeds of
+    Give run folders that `lcn evaluate` has measured, or files of predictions (.npz) of one split.
+    Those that differ only in the seed are seeds of
     one run: give the same seeds for every run, and the intervals speak for the mean over seeds.
     Differences are the other run minus RUN_A; intervals resample users (and seeds).
     """
     import numpy as np
     from rich.console import Console
 
-    from lcn.errors import DataError
+    from lcn.cli.output import result_console
     from lcn.evaluate.compare import compare as compare_runs
     from lcn.evaluate.compare import group_runs
     from lcn.evaluate.predictions import load_predictions
@@ -50,10 +53,11 @@ def compare(  # one parameter per option
         results_table,
     )
 
-    groups = group_runs([load_predictions(path) for path in (reference, *others)])
+    paths = [_predictions(path) for path in (reference, *others)]
+    groups = group_runs([load_predictions(path) for path in paths])
     if len(groups) == 1:
         raise DataError(
-            f"all files are of one run, {groups[0][0].run!r}; give the predictions of another run "
+            f"all of them are of one run, {groups[0][0].run!r}; give predictions of another run "
             "to compare it with"
         )
     options = {"resamples": resamples, "level": level}
@@ -68,6 +72,16 @@ def compare(  # one parameter per option
     if as_json:
         click.echo(combined_json(results, differences))
         return
-    console = Console()
+    console = result_console()
     console.print(results_table(results))
     console.print(differences_table(differences))
+
+
+def _predictions(path: Path) -> Path:
+    """The file of predictions that a path means: itself, or the run folder's of the test split."""
+    if not path.is_dir():
+        return path
+    saved = path / "predictions" / "test.npz"
+    if not saved.exists():
+        raise DataError(f"{path} has no saved predictions; run `lcn evaluate {path}` first")
+    return saved

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lcn.data.mapping import Events, Impressions, Items, Mapping, Users
 from lcn.data.prepare.engine import Engine, explained, quote
-from lcn.data.prepare.inputs import ITEMS, Input, as_text, bind
+from lcn.data.prepare.inputs import ITEMS, Input, as_key, as_text, bind
 from lcn.data.prepare.staging import Query, Staged, stage
 from lcn.errors import DataError, nearest
 
@@ -19,7 +19,7 @@ class Catalogue:
     """Staged items or users."""
 
     table: str
-    """SQL table: key, (title,) f0, f1, ... as text; one row per key."""
+    """SQL table: key, and title, f0, f1, ... as text; one row per key."""
     fields: tuple[str, ...]
     """Names of f0, f1, ..."""
     staged: tuple[Staged, ...]
@@ -31,12 +31,14 @@ def stage_catalogue(
     engine: Engine,
     inputs: list[tuple[Input, Items | Users]],
     kind: str,
+    key: str,
     reached: dict[str, str] | None = None,
 ) -> Catalogue:
     """Read all tables of items, or of users; of rows with one key the smallest stays.
 
     Args:
         kind: item or user; names the SQL table.
+        key: SQL type of the keys.
         reached: item columns that expressions of other tables use, as `reached_item_columns`
             names them.
 
@@ -46,12 +48,14 @@ def stage_catalogue(
     fields = tuple(dict.fromkeys(name for _, mapped in inputs for name in mapped.fields))
     staged = []
     for number, (table, mapped) in enumerate(inputs):
-        staged.append(stage(engine, _query(engine, table, mapped, fields, reached or {}), number))
+        staged.append(
+            stage(engine, _query(engine, table, mapped, fields, key, reached or {}), number)
+        )
     name = f"{kind}_row"
-    named = ["key", "title", *(f"f{k}" for k in range(len(fields)))]
+    named = ["title", *(f"f{k}" for k in range(len(fields)))]
     if not staged:
         columns = ", ".join(f"CAST(NULL AS VARCHAR) AS {column}" for column in named)
-        engine.run(f"CREATE TABLE {name} AS SELECT {columns} LIMIT 0")
+        engine.run(f"CREATE TABLE {name} AS SELECT CAST(NULL AS {key}) AS key, {columns} LIMIT 0")
         return Catalogue(name, fields, (), {})
     everything = " UNION ALL BY NAME ".join(
         f"SELECT * EXCLUDE (reason), {part.number} AS part FROM {part.name} WHERE reason IS NULL"
@@ -103,9 +107,10 @@ def _query(
     table: Input,
     mapped: Items | Users,
     fields: tuple[str, ...],
+    key: str,
     reached: dict[str, str],
 ) -> Query:
-    columns = {"key": as_text(bind(engine, table, "key", mapped.key))}
+    columns = {"key": as_key(bind(engine, table, "key", mapped.key), key)}
     columns["title"] = "CAST(NULL AS VARCHAR)"
     if isinstance(mapped, Items) and mapped.title is not None:
         columns["title"] = as_text(bind(engine, table, "title", mapped.title))
@@ -128,9 +133,7 @@ def _query(
     return Query(table, columns, [("key IS NULL", "missing key")], tuple(columns), where)
 
 
-def check_reached(
-    inputs: list[tuple[Input, Items]], reached: dict[str, str]
-) -> None:
+def check_reached(inputs: list[tuple[Input, Items]], reached: dict[str, str]) -> None:
     """Check that every `items.<column>` of the mapping is a column or field of an items table.
 
     Raises:

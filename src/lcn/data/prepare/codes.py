@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lcn.data.mapping import Events, Impressions
 from lcn.data.prepare.catalogue import Catalogue
 from lcn.data.prepare.engine import Engine
+from lcn.data.prepare.reading import Read
 from lcn.data.prepare.staging import Staged, usable
 from lcn.errors import DataError
 
 _MOST_ADDRESSES = 2**31 - 2
+_BY_TEXT = "strlen(CAST(key AS VARCHAR)), CAST(key AS VARCHAR)"
 USERS, ITEMS = "user_code", "item_code"
 
 
@@ -50,18 +51,13 @@ class Column:
     name: str
 
 
-def number_everything(
-    engine: Engine,
-    events: list[tuple[Staged, Events]],
-    impressions: list[tuple[Staged, Impressions]],
-    items: Catalogue,
-    users: Catalogue,
-) -> Codes:
+def number_everything(engine: Engine, read: Read) -> Codes:
     """Number users, items and the values of every category.
 
     Raises:
         DataError: more users or items than an address can hold.
     """
+    events, impressions, items, users = read.events, read.impressions, read.items, read.users
     logs = [staged for staged, _ in (*events, *impressions)]
     _number_users(engine, logs, users)
     _number_items(engine, [staged for staged, _ in events], [s for s, _ in impressions], items)
@@ -125,7 +121,7 @@ def _number_users(engine: Engine, logs: list[Staged], users: Catalogue) -> None:
     keys.append(f"SELECT key FROM {users.table}")
     engine.run(
         f"CREATE TABLE {USERS} AS SELECT key, "
-        "row_number() OVER (ORDER BY strlen(key), key)::INTEGER AS address "
+        f"row_number() OVER (ORDER BY {_BY_TEXT})::INTEGER AS address "
         f"FROM ({' UNION '.join(keys)})"
     )
 
@@ -147,7 +143,7 @@ def _number_items(
     keys.append(f"SELECT key, false AS source, false AS target FROM {items.table}")
     engine.run(
         f"CREATE TABLE {ITEMS} AS SELECT key, "
-        "row_number() OVER (ORDER BY strlen(key), key)::INTEGER AS address, "
+        f"row_number() OVER (ORDER BY {_BY_TEXT})::INTEGER AS address, "
         "CASE WHEN source AND target THEN 'both' WHEN source THEN 'source' "
         "WHEN target THEN 'target' ELSE 'none' END AS domain FROM ("
         "SELECT key, bool_or(source) AS source, bool_or(target) AS target "

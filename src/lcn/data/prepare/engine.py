@@ -52,6 +52,8 @@ class Engine:
             "temp_directory": str(work / "spill"),
             # Every order that matters is spelled out, with keys that leave no ties.
             "preserve_insertion_order": False,
+            # TRY_CAST over read_csv would drop the row instead of giving NULL (duckdb #23818).
+            "disabled_optimizers": "type_pushdown",
             # It halves the size of the work database, but takes most of the time of reading.
             "disabled_compression_methods": "dict_fsst",
             "memory_limit": memory_limit,

@@ -53,9 +53,7 @@ def store_events(
         writers = [
             stack.enter_context(ColumnWriter(folder / "item.npy", np.int32)),
             stack.enter_context(ColumnWriter(folder / "time.npy", np.int64)),
-            stack.enter_context(
-                ColumnWriter(folder / "context.npy", np.int32, len(codes.event))
-            ),
+            stack.enter_context(ColumnWriter(folder / "context.npy", np.int32, len(codes.event))),
         ]
         ends = np.lib.format.open_memmap(
             shown.folder / f"{domain}_end.npy", mode="w+", dtype=np.int64, shape=(shown.rows,)

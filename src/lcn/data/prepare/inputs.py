@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +16,7 @@ from lcn.data.mapping import Csv, Source
 from lcn.data.prepare.engine import Engine, explained, literal, quote
 from lcn.errors import DataError, nearest
 
+INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 ITEM_KEY = "lcn item key"
 ITEMS = "item_lookup"
@@ -83,7 +85,7 @@ def open_input(engine: Engine, source: Source, label: str, place: str, base: Pat
     )
 
 
-def with_items(table: Input, item: Expression) -> Input:
+def with_items(table: Input, item: Expression, kind: str) -> Input:
     """Join `items` to a table, so that expressions reach item columns."""
     if "items" in table.columns:
         raise DataError(
@@ -93,7 +95,7 @@ def with_items(table: Input, item: Expression) -> Input:
     def joined(sql: str) -> str:
         return (
             f"(SELECT base.* EXCLUDE ({quote(ITEM_KEY)}), {ITEMS}.items FROM "
-            f"(SELECT *, {as_text(item)} AS {quote(ITEM_KEY)} FROM {sql}) AS base "
+            f"(SELECT *, {as_key(item, kind)} AS {quote(ITEM_KEY)} FROM {sql}) AS base "
             f"LEFT JOIN {ITEMS} ON base.{quote(ITEM_KEY)} = {ITEMS}.key)"
         )
 
@@ -142,6 +144,19 @@ def as_text(expression: Expression) -> str:
     return f"CAST({sql} AS VARCHAR)"
 
 
+def key_kind(expressions: Iterable[Expression]) -> str:
+    """Return the SQL type that keys of one sort are kept in: BIGINT if all are, else text.
+
+    Numbers take half the time of text; the dataset is the same.
+    """
+    return "BIGINT" if all(e.kind in INTEGERS for e in expressions) else "VARCHAR"
+
+
+def as_key(expression: Expression, kind: str) -> str:
+    """Return SQL for a key of users or items, as the type `key_kind` chose."""
+    return f"CAST({expression.sql} AS BIGINT)" if kind == "BIGINT" else as_text(expression)
+
+
 def _unbound(table: Input, place: str, expression: str, error: duckdb.Error) -> str:
     text = str(error)
     if expression.strip().isidentifier():
@@ -151,7 +166,7 @@ def _unbound(table: Input, place: str, expression: str, error: duckdb.Error) -> 
         )
     hint = ""
     if 'column "' in text:
-        missing = text.split('column "')[1].split('"')[0]
+        missing = text.split('column "')[1].split('"', maxsplit=1)[0]
         hint = f"; {missing!r} is not a column of {_few(table.files)}"
         hint += nearest(missing, table.columns)
     elif table.is_text:

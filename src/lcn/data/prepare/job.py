@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lcn.data.mapping import Events, Impressions, Items, Mapping, Source, Users
-from lcn.data.prepare.catalogue import (
-    Catalogue,
-    check_reached,
-    make_lookup,
-    reached_item_columns,
-    stage_catalogue,
-    uses_items,
-)
+from lcn.data.mapping import Impressions, Mapping
 from lcn.data.prepare.codes import Codes, number_everything
 from lcn.data.prepare.engine import Engine, explained
 from lcn.data.prepare.events import store_events
@@ -29,25 +22,14 @@ from lcn.data.prepare.impressions import (
     split_rows,
     split_times,
 )
-from lcn.data.prepare.inputs import Input, bind, open_input, with_items
 from lcn.data.prepare.partial import partial_folder
-from lcn.data.prepare.rejects import DUPLICATE, check_share, count_rejected, write_rejected
-from lcn.data.prepare.staging import (
-    Query,
-    Staged,
-    drop_repeated_ids,
-    events_query,
-    impressions_query,
-    stage,
-)
+from lcn.data.prepare.reading import Read, Reader
+from lcn.data.prepare.staging import Staged
 from lcn.data.prepare.tables import Fields, TableWriter, translate, write_samples
-from lcn.data.prepare.times import Bounds, bounds_of
 from lcn.data.prepare.vocabulary import Seen, check_field_names
 from lcn.data.prepare.watch import Stage, Watch
 from lcn.errors import DataError
 from lcn.schema import DOMAINS, Count, Manifest, Split, SplitTimes, write_manifest
-
-Log = Events | Impressions
 
 
 def prepare(
@@ -109,21 +91,19 @@ class _Job:
     base: Path
     folder: Path
     watch: Watch
-    rejected: dict[str, dict[str, int]] = field(default_factory=dict)
+    reader: Reader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = Reader(self.engine, self.mapping, self.base, self.folder, self.watch)
 
     def run(self) -> Manifest:
-        mapping, engine = self.mapping, self.engine
+        engine = self.engine
         self._check_names()
-        bounds = bounds_of(engine, mapping.limits)
-        items, users = self._read_catalogues(bounds)
-        events = self._read_logs(mapping.events, "events", bounds)
-        impressions = self._read_logs(mapping.impressions, "impressions", bounds)
-        if not any(staged.rows for staged, _ in events):
-            raise DataError("the event tables are empty: there is no history to learn from")
+        read = self.reader.read()
         with self.watch.stage("number users, items, categories") as step:
-            codes = number_everything(engine, events, impressions, items, users)
+            codes = number_everything(engine, read)
             step.rows = codes.users + codes.items
-        shown, times = self._sort_impressions(impressions, codes)
+        shown, times = self._sort_impressions(read.impressions, codes)
         rows = split_rows(shown.column("time"), times)
         seen = Seen(codes, times.validation_from)
         self._count_training(seen, shown, rows["train"][1])
@@ -131,10 +111,15 @@ class _Job:
         for domain in DOMAINS:
             with self.watch.stage(f"sort {domain} events, cut histories") as step:
                 place = self.folder / "events" / domain
-                store = store_events(engine, events, codes, domain, shown, seen, place)
+                store = store_events(engine, read.events, codes, domain, shown, seen, place)
                 stored[domain] = step.rows = store.rows
-                self._add_duplicates(store.duplicates)
-        fields = self._write_fields(items, users, codes, seen, shown, rows)
+                self.reader.add_duplicates(store.duplicates)
+        if not any(stored.values()):
+            raise DataError(
+                "no event can be used: the event tables are empty, or `where` leaves no row; "
+                f"there is no history to learn from (left out: {self.reader.rejected})"
+            )
+        fields = self._write_fields(read, codes, seen, shown, rows)
         count = Count(
             users=codes.users + 1,
             items=codes.items + 1,
@@ -165,70 +150,6 @@ class _Job:
             }
         )
 
-    def _open(self, tables: Sequence[Any], kind: str) -> list[tuple[Input, Any]]:
-        opened = []
-        for number, mapped in enumerate(tables):
-            label = kind if len(tables) == 1 else f"{kind}_{number + 1}"
-            opened.append(
-                (open_input(self.engine, mapped, label, f"{kind}.{number}", self.base), mapped)
-            )
-        return opened
-
-    def _read_catalogues(self, bounds: Bounds) -> tuple[Catalogue, Catalogue]:
-        reached = reached_item_columns(self.mapping)
-        with self.watch.stage("read items and users") as step:
-            item_inputs: list[tuple[Input, Items]] = self._open(self.mapping.items, "items")
-            check_reached(item_inputs, reached)
-            items = stage_catalogue(self.engine, item_inputs, "item", reached)
-            user_inputs: list[tuple[Input, Users]] = self._open(self.mapping.users, "users")
-            users = stage_catalogue(self.engine, user_inputs, "user")
-            if reached:
-                make_lookup(self.engine, reached)
-            for catalogue, tables in ((items, self.mapping.items), (users, self.mapping.users)):
-                for staged, mapped in zip(catalogue.staged, tables, strict=True):
-                    self._judge(staged, mapped, bounds)
-                    step.rows += staged.rows
-                self._add_duplicates(catalogue.repeated)
-        return items, users
-
-    def _read_logs(
-        self, tables: Sequence[Any], kind: str, bounds: Bounds
-    ) -> list[tuple[Staged, Any]]:
-        logs = []
-        for number, (opened, mapped) in enumerate(self._open(tables, kind)):
-            table = opened
-            if uses_items(mapped):
-                table = with_items(opened, bind(self.engine, opened, "item", mapped.item))
-            with self.watch.stage(f"read {table.label}") as step:
-                query = self._query(table, mapped, bounds)
-                staged = stage(self.engine, query, number)
-                step.rows = staged.rows
-                self._judge(staged, mapped, bounds)
-                self._add_duplicates({staged.name: drop_repeated_ids(self.engine, staged)})
-            logs.append((staged, mapped))
-        return logs
-
-    def _query(self, table: Input, mapped: Log, bounds: Bounds) -> Query:
-        if isinstance(mapped, Events):
-            return events_query(self.engine, table, mapped, bounds)
-        return impressions_query(self.engine, table, mapped, bounds)
-
-    def _judge(self, staged: Staged, mapped: Source, bounds: Bounds) -> None:
-        """Count what cannot be used; fail if it is too much, else write it aside."""
-        rejected = count_rejected(self.engine, staged)
-        self.rejected[staged.name] = dict(rejected.reasons)
-        if not rejected.reasons:
-            return
-        limit = self.mapping.limits.max_rejected_share
-        check_share(self.engine, staged, mapped, rejected, limit, bounds)
-        write_rejected(self.engine, staged, self.folder)
-
-    def _add_duplicates(self, duplicates: dict[str, int]) -> None:
-        for label, count in duplicates.items():
-            if count:
-                reasons = self.rejected[label]
-                reasons[DUPLICATE] = reasons.get(DUPLICATE, 0) + count
-
     def _sort_impressions(
         self, tables: list[tuple[Staged, Impressions]], codes: Codes
     ) -> tuple[Shown, SplitTimes]:
@@ -236,7 +157,7 @@ class _Job:
             folder = self.folder / "work" / "impressions"
             shown = sort_impressions(self.engine, tables, codes, folder)
             step.rows = shown.rows
-            self._add_duplicates(shown.duplicates)
+            self.reader.add_duplicates(shown.duplicates)
             rule, zone = self.mapping.split, self.mapping.timezone
             times = split_times(self.engine, rule, zone, shown.column("time"))
             note_moments(self.engine, shown)
@@ -250,8 +171,7 @@ class _Job:
 
     def _write_fields(
         self,
-        items: Catalogue,
-        users: Catalogue,
+        read: Read,
         codes: Codes,
         seen: Seen,
         shown: Shown,
@@ -260,7 +180,7 @@ class _Job:
         with self.watch.stage("vocabularies, items, users") as step:
             min_count = self.mapping.limits.min_count
             writer = TableWriter(self.engine, codes, seen, min_count, self.folder)
-            fields = writer.write_fields(items, users)
+            fields = writer.write_fields(read.items, read.users)
             step.rows = codes.users + codes.items
         with self.watch.stage("context and samples") as step:
             for domain in DOMAINS:
@@ -271,8 +191,6 @@ class _Job:
         return fields
 
     def _finish(self, fields: Fields, times: SplitTimes, count: Count) -> Manifest:
-        import shutil
-
         self.engine.close()
         shutil.rmtree(self.folder / "work")
         with self.watch.stage("checksums") as step:
@@ -286,7 +204,9 @@ class _Job:
                 profile_fields=fields.profile,
                 split=times,
                 count=count,
-                rejected={name: dict(sorted(r.items())) for name, r in self.rejected.items()},
+                rejected={
+                    name: dict(sorted(r.items())) for name, r in self.reader.rejected.items()
+                },
                 mapping=_resolved(self.mapping),
                 checksums=seal(self.folder),
             )

@@ -30,7 +30,7 @@ def encoded(
     """
     names = [f"{sql} AS {name}" for name, sql in columns.items()]
     joins = [
-        f"JOIN {USERS} ON log.\"user\" = {USERS}.key",
+        f'JOIN {USERS} ON log."user" = {USERS}.key',
         f"JOIN {ITEMS} ON log.item = {ITEMS}.key",
     ]
     for number, (coded, column) in enumerate(fields):

@@ -10,9 +10,9 @@ import pyarrow as pa
 from lcn.data.mapping import Events, Impressions, Items, Users
 from lcn.data.prepare.engine import Engine, explained, literal, quote
 from lcn.data.prepare.files import write_table
+from lcn.data.prepare.inputs import bind
 from lcn.data.prepare.staging import Staged, malformed
 from lcn.data.prepare.times import Bounds, unit_hint
-from lcn.data.prepare.inputs import bind
 from lcn.errors import DataError
 
 DUPLICATE = "duplicate"
@@ -43,10 +43,20 @@ def count_rejected(engine: Engine, staged: Staged) -> Rejected:
     return Rejected(staged.name, staged.rows + skipped, reasons)
 
 
-def write_rejected(engine: Engine, staged: Staged, folder: Path) -> None:
-    """Write a table's unusable rows to `rejected/<table>.parquet`: reason, file, row (JSON)."""
+def write_rejected(engine: Engine, staged: Staged, folder: Path, base: Path) -> None:
+    """Write a table's unusable rows to `rejected/<table>.parquet`: reason, file, row (JSON).
+
+    Args:
+        base: files below it are named relative to it.
+    """
     with explained(f"writing the rejected rows of {staged.name}"):
-        batches = engine.stream(f"{_examples(staged)} ORDER BY ALL")
+        start = literal(f"{base.absolute()}/")
+        named = (
+            f"CASE WHEN starts_with(file, {start}) THEN file[length({start}) + 1:] ELSE file END"
+        )
+        batches = engine.stream(
+            f"SELECT reason, {named} AS file, row FROM ({_examples(staged)}) ORDER BY ALL"
+        )
         write_table(folder / "rejected" / f"{staged.name}.parquet", _SCHEMA, batches)
 
 
@@ -77,13 +87,19 @@ def check_share(
     hint = ""
     if isinstance(mapped, Events | Impressions) and any("time" in r for r in rejected.reasons):
         time = bind(engine, staged.query.table, "time", mapped.time).sql
-        middle = engine.value(
-            f"SELECT median(TRY_CAST({time} AS DOUBLE)) FROM {staged.query.table.sql_with_file}"
-        ) if mapped.time_unit != "iso" else None
+        middle = (
+            engine.value(
+                f"SELECT median(TRY_CAST({time} AS DOUBLE)) FROM {staged.query.table.sql_with_file}"
+            )
+            if mapped.time_unit != "iso"
+            else None
+        )
         hint = unit_hint(middle, mapped.time_unit, bounds)
     raise DataError(
         f"{staged.query.table.place}: {bad:,} of {rejected.rows:,} rows cannot be used, more than "
-        f"limits.max_rejected_share {limit:g}: " + "; ".join(lines) + hint
+        f"limits.max_rejected_share {limit:g}: "
+        + "; ".join(lines)
+        + hint
         + ". Mend the logs or the mapping, or raise limits.max_rejected_share"
     )
 

@@ -1,7 +1,8 @@
 """Reading: every row of a table once, typed, with the reason if it cannot be used.
 
-A staged table holds keys and categories as text and times in UTC milliseconds. Categories are
-named `c0, c1, ...` in the order of the mapping (impressions: request context, then candidate).
+A staged table holds keys as numbers or text, categories as text and times in UTC milliseconds.
+Categories are named `c0, c1, ...` in the order of the mapping (impressions: request context, then
+candidate).
 """
 
 from __future__ import annotations
@@ -10,8 +11,17 @@ from dataclasses import dataclass
 
 from lcn.data.mapping import Events, Impressions
 from lcn.data.prepare.engine import Engine, explained, literal, quote
-from lcn.data.prepare.inputs import Expression, Input, as_text, bind
+from lcn.data.prepare.inputs import Expression, Input, as_key, as_text, bind
 from lcn.data.prepare.times import Bounds, as_milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class KeyKinds:
+    """SQL types that users and items are kept in; see `inputs.key_kind`."""
+
+    user: str
+    item: str
+
 
 Checks = list[tuple[str, str]]
 """(SQL condition, reason), the first that holds counts."""
@@ -106,13 +116,15 @@ def drop_repeated_ids(engine: Engine, staged: Staged) -> int:
     return int(engine.value(f"SELECT count(*) FROM {staged.name}_again"))
 
 
-def events_query(engine: Engine, table: Input, mapped: Events, bounds: Bounds) -> Query:
+def events_query(
+    engine: Engine, table: Input, mapped: Events, bounds: Bounds, kinds: KeyKinds
+) -> Query:
     """Return how an event table is read.
 
     Raises:
         DataError: an expression does not fit the table.
     """
-    columns, checks = _who_what_when(engine, table, mapped, bounds)
+    columns, checks = _who_what_when(engine, table, mapped, bounds, kinds)
     columns["known"] = "NULL"
     if mapped.arrival is not None:
         arrival = bind(engine, table, "arrival", mapped.arrival)
@@ -143,13 +155,15 @@ def events_query(engine: Engine, table: Input, mapped: Events, bounds: Bounds) -
     )
 
 
-def impressions_query(engine: Engine, table: Input, mapped: Impressions, bounds: Bounds) -> Query:
+def impressions_query(
+    engine: Engine, table: Input, mapped: Impressions, bounds: Bounds, kinds: KeyKinds
+) -> Query:
     """Return how an impression table is read.
 
     Raises:
         DataError: an expression does not fit the table.
     """
-    columns, checks = _who_what_when(engine, table, mapped, bounds)
+    columns, checks = _who_what_when(engine, table, mapped, bounds, kinds)
     label = bind(engine, table, "label", mapped.label)
     columns["no label"] = _missing(label)
     columns["label"] = f"TRY_CAST({label.sql} AS DOUBLE)"
@@ -191,12 +205,12 @@ def impressions_query(engine: Engine, table: Input, mapped: Impressions, bounds:
 
 
 def _who_what_when(
-    engine: Engine, table: Input, mapped: Events | Impressions, bounds: Bounds
+    engine: Engine, table: Input, mapped: Events | Impressions, bounds: Bounds, kinds: KeyKinds
 ) -> tuple[dict[str, str], Checks]:
     time = bind(engine, table, "time", mapped.time)
     columns = {
-        "user": as_text(bind(engine, table, "user", mapped.user)),
-        "item": as_text(bind(engine, table, "item", mapped.item)),
+        "user": as_key(bind(engine, table, "user", mapped.user), kinds.user),
+        "item": as_key(bind(engine, table, "item", mapped.item), kinds.item),
         "no time": _missing(time),
         "time": as_milliseconds(time, mapped.time_unit, f"{table.place}.time"),
     }
@@ -219,9 +233,7 @@ def _missing(expression: Expression) -> str:
     return f"{expression.sql} IS NULL"
 
 
-def _categories(
-    engine: Engine, table: Input, groups: dict[str, dict[str, str]]
-) -> dict[str, str]:
+def _categories(engine: Engine, table: Input, groups: dict[str, dict[str, str]]) -> dict[str, str]:
     texts = [
         as_text(bind(engine, table, f"{group}.{name}", expression))
         for group, fields in groups.items()

@@ -99,7 +99,8 @@ class TableWriter:
             self.folder / "items.parquet",
             _ITEMS_SCHEMA,
             self.engine.stream(
-                f"SELECT address, key, title, domain FROM {ITEMS} "
+                "SELECT 0 AS address, NULL AS key, NULL AS title, NULL AS domain UNION ALL "
+                f"SELECT address, CAST(key AS VARCHAR), title, domain FROM {ITEMS} "
                 f"LEFT JOIN {items.table} USING (key) ORDER BY address"
             ),
         )
@@ -120,13 +121,14 @@ class TableWriter:
         write_table(
             self.folder / "users.parquet",
             _USERS_SCHEMA,
-            self.engine.stream(f"SELECT address, key FROM {USERS} ORDER BY address"),
+            self.engine.stream(
+                "SELECT 0 AS address, NULL AS key UNION ALL "
+                f"SELECT address, CAST(key AS VARCHAR) FROM {USERS} ORDER BY address"
+            ),
         )
         return tuple(vocabulary.field for vocabulary in vocabularies)
 
-    def _catalogue_codes(
-        self, keys: str, catalogue: Catalogue, number: int, coded: Coded
-    ) -> Int32:
+    def _catalogue_codes(self, keys: str, catalogue: Catalogue, number: int, coded: Coded) -> Int32:
         """Return a field's code at every address; 0 where the catalogue has no value."""
         count = self.codes.items if keys == ITEMS else self.codes.users
         code = np.zeros(count + 1, np.int32)

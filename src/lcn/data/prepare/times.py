@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from lcn.data.mapping import Limits, TimeUnit
 from lcn.data.prepare.engine import Engine
-from lcn.data.prepare.inputs import Expression
+from lcn.data.prepare.inputs import INTEGERS, Expression
 from lcn.errors import DataError
 
 LATEST = "2100-01-01"
 _PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
 """Ticks of a unit in a millisecond."""
-_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _FLOATS = ("FLOAT", "DOUBLE", "DECIMAL", "UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM")
 _DATES = ("TIMESTAMP", "DATE")
 _MS_PER_YEAR = 31_556_952_000
@@ -51,7 +50,9 @@ def instant(engine: Engine, text: str, setting: str) -> int:
     """
     found = engine.value("SELECT TRY(epoch_ms(TRY_CAST(? AS TIMESTAMPTZ)))", text)
     if found is None:
-        raise DataError(f"{setting} is {text!r}, expected a date such as 2017-05-13 or 2017-05-13 08:00")
+        raise DataError(
+            f"{setting} is {text!r}, expected a date such as 2017-05-13 or 2017-05-13 08:00"
+        )
     return int(found)
 
 
@@ -71,7 +72,7 @@ def as_milliseconds(expression: Expression, unit: TimeUnit, place: str) -> str:
         raise DataError(
             f"{place} is of type {kind} and cannot hold ISO dates; set time_unit to s, ms, us or ns"
         )
-    if kind in _INTEGERS:
+    if kind in INTEGERS:
         return _from_integer(sql, unit)
     if kind in _FLOATS:
         return _from_double(f"CAST({sql} AS DOUBLE)", unit)
@@ -112,14 +113,16 @@ def _year(milliseconds: float) -> int:
 def _from_integer(sql: str, unit: TimeUnit) -> str:
     sql = f"CAST({sql} AS BIGINT)"
     if unit == "s":
-        return f"1000 * greatest(least({sql}, 9000000000000000), -9000000000000000)"
+        return f"1000 * {_within(sql, '9000000000000000')}"
     return sql if unit == "ms" else f"{sql} // {int(_PER_MS[unit])}"
 
 
 def _from_double(sql: str, unit: TimeUnit) -> str:
     # Seconds with decimals are rounded, since 1.001 s has no exact binary form.
     number = f"round({sql} * 1000)" if unit == "s" else f"floor({sql} / {_PER_MS[unit]})"
-    return (
-        f"CASE WHEN isnan({sql}) THEN NULL "
-        f"ELSE CAST(greatest(least({number}, 9e18), -9e18) AS BIGINT) END"
-    )
+    return f"CASE WHEN isnan({sql}) THEN NULL ELSE CAST({_within(number, '9e18')} AS BIGINT) END"
+
+
+def _within(sql: str, most: str) -> str:
+    # Not greatest and least, which pass over NULL.
+    return f"CASE WHEN {sql} > {most} THEN {most} WHEN {sql} < -{most} THEN -{most} ELSE {sql} END"

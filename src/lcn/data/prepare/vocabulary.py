@@ -45,9 +45,7 @@ class Seen:
         self.request = [np.zeros(coded.values + 1, np.int64) for coded in codes.request]
         self.candidate = [np.zeros(coded.values + 1, np.int64) for coded in codes.candidate]
 
-    def count_events(
-        self, user_E: Int32, item_E: Int32, known_E: Int64, codes_EG: Int32
-    ) -> None:
+    def count_events(self, user_E: Int32, item_E: Int32, known_E: Int64, codes_EG: Int32) -> None:
         """Count a batch of events of either domain."""
         is_past_E = known_E < self._before
         if not is_past_E.all():
@@ -123,7 +121,9 @@ def _rows(
 ) -> Iterator[pa.RecordBatch]:
     """Yield value, index, count in order of the values' codes."""
     code = "address" if value == "key" else "code"
-    for batch in engine.stream(f"SELECT {value}, {code} FROM {coded.table} ORDER BY {code}"):
+    for batch in engine.stream(
+        f"SELECT CAST({value} AS VARCHAR), {code} FROM {coded.table} ORDER BY {code}"
+    ):
         codes = batch.column(1).to_numpy()
         chosen = index[codes] >= FIRST_VALUE
         text = batch.column(0).filter(pa.array(chosen))
