@@ -90,6 +90,9 @@ class Model(nn.Module):
     part, fusion) is fixed alike for every backbone, see docs/paper.md.
     """
 
+    context_offsets_G: Tensor
+    """First code of each event context field."""
+
     def __init__(self, config: ModelConfig, manifest: Manifest) -> None:
         super().__init__()
         self.config = config

@@ -281,7 +281,7 @@ def test_11_round_robin_returns_the_smallest_best_ranks():
         make_world((60,), whole=True),
         build(Twin.Config(keep=7, identity_init=False, **SMALL)),
     )
-    kept_CK = twin.preceding(world.history.rows, world.query, world.span_C2, 7)
+    kept_CK = twin.preceding(twin.encode(world.history), world.query, world.span_C2, 7)
     score_SH = ops.span_score(world.history.rows, world.span_C2, twin.final_scoring(world.query))
     score_CHN = score_SH.view(3, 60, 2).transpose(1, 2)
     rank_CHN = (-score_CHN).argsort(-1).argsort(-1)
@@ -296,8 +296,8 @@ def test_11_synchronous_twin_is_exactly_consistent_with_itself(heads):
     world = make_world((200, 150), whole=True)
     twin = build(Twin.Config(width=8, heads=heads, identity_init=False))
     rows = world.history.rows
-    found_CK = twin.preceding(rows, world.query, world.span_C2, 50)
-    own_CK = twin.own_final(rows, world.query, world.span_C2, 50)
+    found_CK = twin.preceding(twin.encode(world.history), world.query, world.span_C2, 50)
+    own_CK = twin.own_final(twin.encode(world.history), world.query, world.span_C2, 50)
     rows_C = world.span_C2[:, 1] - world.span_C2[:, 0]
     assert (overlap(own_CK, found_CK, rows_C) == 1).all()
     common_CK = rank_by_weight(rows, world.span_C2, twin.final_scoring(world.query), 50)
