@@ -21,7 +21,7 @@ from lcn.data.batch import Batch, Rows
 from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
+from lcn.nn.embedding import Detached, FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
 from lcn.schema import Manifest
@@ -137,7 +137,6 @@ class Model(nn.Module):
         )
         sizes = [field.size for field in manifest.event_context]
         offsets_G = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int32)
-        self.context_offsets_G: Tensor
         self.register_buffer("context_offsets_G", offsets_G, persistent=False)
         head_width = (
             self.profile.width
@@ -206,8 +205,10 @@ class Model(nn.Module):
 
     @property
     def tables(self) -> Tables:
-        """The embeddings, for the objectives."""
-        return Tables(self.item, self.profile, self.candidate)
+        """The embeddings, for the objectives; items as in `Embedded.contrasted_ID`."""
+        frozen = self.config.stop_gradient == "objective"
+        item = Detached(self.contrasted_item) if frozen else self.contrasted_item
+        return Tables(item, self.profile, self.candidate)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 from toy import make_toy
 
+from lcn.backbones import BACKBONES
 from lcn.cli import cli
 from lcn.config import load_config
 from lcn.data.dataset import open_dataset
@@ -41,11 +42,14 @@ def model_of(toy, backbone, **options):
 def test_every_recipe_is_a_model_that_says_its_name(name, toy):
     config = RECIPES[name]("data")
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
-    expected = {"lcn": "lap", "lcn_paper": "lap", "csa_crp": "lap"}.get(name, name)
-    assert config.model.backbone.name == expected.removesuffix("_crp")
-    assert [each.name for each in config.objectives] == ["crp"] * (
-        name.endswith("_crp") or name.startswith("lcn")
-    )
+    if name in BACKBONES:
+        assert config.model.backbone.name == name and not config.objectives
+        return
+    special = {"lcn": "lap_crp", "lcn_paper": "lap_crp", "csa_crp": "lap_crp"}
+    backbone, _, objective = special.get(name, name).rpartition("_")
+    assert config.model.backbone.name == backbone
+    assert [each.name for each in config.objectives] == [objective]
+    assert config.title == name
 
 
 @pytest.mark.parametrize("name", ["sim_soft", "eta", "sdim", "twin", "lap"])
@@ -86,6 +90,11 @@ def test_gradients_stop_where_they_are_told_to(table, stop, toy):
 
     assert moves(output.logit_C.sum()) == (stop != "main")
     assert moves(output.item_ID.square().sum()) == (stop != "objective")
+    # What objectives encode themselves is of the same table and stops alike.
+    item_IF = batch_of(toy).item_IF.long()
+    assert torch.equal(model.tables.item(item_IF), output.item_ID)
+    assert moves(model.tables.item(item_IF).square().sum()) == (stop != "objective")
+    assert moves(model.tables.item.embed(item_IF).square().sum()) == (stop != "objective")
 
 
 def test_item_vectors_that_nothing_would_train_are_refused():

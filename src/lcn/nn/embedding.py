@@ -83,10 +83,27 @@ class ItemEncoder(nn.Module):
         return self.project(self.embed(item_IF))
 
 
+class Detached:
+    """An item encoder whose vectors carry no gradient."""
+
+    def __init__(self, encoder: ItemEncoder | FieldEmbedding) -> None:
+        self._encoder = encoder
+
+    def __call__(self, field_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """Encode, then detach."""
+        return self._encoder(field_NF).detach()
+
+    @property
+    def embed(self) -> Detached:
+        """The encoder's tables, detached too."""
+        assert isinstance(self._encoder, ItemEncoder)
+        return Detached(self._encoder.embed)
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The embeddings of a model, for losses on them."""
 
-    item: ItemEncoder
+    item: ItemEncoder | Detached
     profile: FieldEmbedding
     candidate: FieldEmbedding
