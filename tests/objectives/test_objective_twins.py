@@ -289,8 +289,9 @@ def test_20_at_least_one_masked_place_per_domain(toy, seed, share):
     for target in (True, False):
         own = stream.of_domain(target=target)
         assert torch.equal((masked & own).any(1), own.any(1))
-    most = (share * stream.length_U + 0.5).long().clamp(min=1) + 1
-    assert (masked.sum(1) <= most).all()
+    count = (share * stream.length_U + 0.5).long()
+    both = stream.of_domain(target=True).any(1) & stream.of_domain(target=False).any(1)
+    assert (masked.sum(1) >= count).all() and (masked.sum(1) <= count + 1 + both).all()
 
 
 def test_20_unmasked_places_send_no_gradient(toy, monkeypatch):
@@ -358,6 +359,28 @@ def test_21_no_gradient_through_the_target(toy, monkeypatch):
     terms = objective.learner(make_view(model, batch))
     assert torch.allclose(terms.temporal_N, 0.5 * (3.0 - terms.value_N).square())
     assert seen["done"].any() and not seen["done"].all()
+
+
+def test_21_one_head_prefers_and_the_other_evaluates(toy, monkeypatch):
+    """Heads that score everything alike, 1 and 2: the learning one is the one that prefers."""
+    seen = []
+
+    def spy(reward, done, main, other, discount):
+        seen.append((main.unique().item(), other.unique().item()))
+        return double_q_target(reward, done, main, other, discount)
+
+    monkeypatch.setattr("lcn.objectives.qlearning.double_q_target", spy)
+    objective = build("sqn", toy)
+    with torch.no_grad():
+        for head in objective.learner.values:
+            head.weight.zero_()
+        objective.learner.value_bias_2.copy_(torch.tensor([1.0, 2.0]))
+    learning = []
+    for seed in range(8):
+        view = make_view(make_model(toy), make_batch(toy, ordinary()), seed)
+        learning.append(objective.learner(view).value_N.unique().item())
+    assert seen == [(value, 3 - value) for value in learning]
+    assert set(learning) == {1.0, 2.0}
 
 
 def test_21_the_newest_event_is_terminal(toy, monkeypatch):
