@@ -3,11 +3,13 @@
 A dataset folder holds columns that are memory-mapped when read:
 
     manifest.json                this module's `Manifest`
-    vocabulary/<field>.parquet   value (text), index; learned from training days only
+    vocabulary/<group>/<field>.parquet  value (text), index, count; learned from training days
+                                 only; groups: item, event, request, candidate, profile
     items.npy      [I, F]        field indices of each item address; row 0 is padding
-    items.parquet                address, raw key, title (optional) and domain of each item
+    items.parquet                address, key (as text), title, and the domains whose logs it is
+                                 in (source, target, both, none); rows are addresses
     users.npy      [U, P]        profile field indices of each user address; row 0 is unknown
-    users.parquet                address and raw key of each user
+    users.parquet                address and key (as text) of each user; rows are addresses
     events/<domain>/             one row per event, sorted by (user, known time, time)
         offsets.npy [U + 1]      first row of each user address; the last entry is the row count
         item.npy    [E]          item address
@@ -17,8 +19,9 @@ A dataset folder holds columns that are memory-mapped when read:
         user.npy, item.npy, time.npy, label.npy, dwell.npy (seconds, NaN when unknown)
         context.npy   [S, R]     request context field indices (known before the impression)
         candidate.npy [S, A]     candidate-only field indices
+        probability.npy          true click probability, where known; never read by models
         source_end.npy, target_end.npy  one past the last event row known strictly before
-    rejected/<table>.parquet     rows left out, with the reason
+    rejected/<table>.parquet     rows left out: reason, file, row; no part of the checksums
 
 An *address* numbers every user and item that occurs anywhere; it only finds rows. What a model
 may learn is a *vocabulary index*: 0 padding, 1 unknown (not seen in training days), then values.

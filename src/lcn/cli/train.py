@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from lcn.api import recipe as recipe_config
 from lcn.config import dump_config, load_config
 from lcn.recipes import RECIPES
 from lcn.train import RunConfig
@@ -69,17 +70,11 @@ def resolve(
     overrides: list[str],
     resume: bool,
 ) -> RunConfig:
-    """Put the config together: file, recipe or the resumed run's own, then dataset and overrides."""
+    """Put the config together: file, recipe or the resumed run's own, then overrides."""
     own = run_folder / "config.yaml"
     if config is None and recipe is None and resume and own.exists():
         config = own
     given = [f"dataset={json.dumps(dataset)}"] if dataset else []
     if recipe is None:
-        return load_config(RunConfig, config, given + overrides)
-    base = RECIPES[recipe](dataset or "")
-    return load_config(RunConfig, None, [*_as_overrides(base), *given, *overrides])
-
-
-def _as_overrides(base: RunConfig) -> list[str]:
-    """A whole config as overrides of the empty one, so that later overrides merge into it."""
-    return [f"{name}={json.dumps(value)}" for name, value in base.model_dump(mode="json").items()]
+        return load_config(RunConfig, config, [*given, *overrides])
+    return recipe_config(recipe, dataset or "", *overrides)

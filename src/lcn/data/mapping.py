@@ -1,21 +1,33 @@
 """The mapping file: which column of whose log is the user, the item, the time, the label.
 
 Every source ends in one `Mapping`; preparation knows nothing else. Columns are named as they are
-in the files; where a *rule* is wanted instead of a column (a domain by category, an hour from a
-time), it is an SQL expression in DuckDB's dialect over that table's columns, item columns
-reachable as `items.<field>`.
+in the files. Wherever a column of a table is named (user, item, key, time, label, a context or
+item field, a domain rule, ...), an SQL expression in DuckDB's dialect over that table's columns
+stands as well: an item keyed by two columns, an hour from a time. Columns of delimited text are
+text (`TRY_CAST(price AS DOUBLE)`). Expressions of events and impressions reach the columns of the
+items table as `items.<column>`. docs/data.md has a complete example.
 """
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from lcn.config import Config, load_config
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads an unquoted 2024-03-09 as a date; here it is the text again."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Moment = Annotated[str, BeforeValidator(_as_text)]
+"""ISO date or date-time."""
 
 
 class Csv(Config):
@@ -110,9 +122,9 @@ class SplitRule(Config):
     With shares, the bounds are moved to the next impression time, so equal times stay together.
     """
 
-    validation_from: str | None = None
+    validation_from: Moment | None = None
     """ISO date or date-time in `timezone`."""
-    test_from: str | None = None
+    test_from: Moment | None = None
     validation_share: float = 0.1
     test_share: float = 0.1
 
@@ -126,9 +138,9 @@ class SplitRule(Config):
 class Limits(Config):
     """When input stops being plausible."""
 
-    earliest: str = "1990-01-01"
+    earliest: Moment = "1990-01-01"
     """Times before this are rejected as absurd (wrong unit, zero, negative)."""
-    latest: str | None = None
+    latest: Moment | None = None
     """Times after this are rejected as from the future; default: one day after now at run time
     is *not* used, since results must not depend on the clock: 2100-01-01."""
     max_rejected_share: float = 0.01

@@ -27,6 +27,7 @@ __all__ = [
     "Pool",
     "Scoring",
     "force",
+    "implementation",
     "kept_pool",
     "select_span_topk",
     "span_pool",
@@ -47,6 +48,11 @@ def force(implementation: Implementation) -> Iterator[None]:
         _choice.reset(token)
 
 
+def implementation() -> Implementation:
+    """Return what `force` asks for at the moment."""
+    return _choice.get()
+
+
 def span_pool(
     rows: HistoryRows,
     span_C2: Int[Tensor, "C 2"],
@@ -65,7 +71,7 @@ def span_pool(
         norm: how scores become weights.
         keep: how many best rows (by the first head's score) to return; 0 for none.
     """
-    return _ops(rows).span_pool(rows, span_C2, scoring, norm, keep)
+    return _ops(rows.vector_ID).span_pool(rows, span_C2, scoring, norm, keep)
 
 
 def kept_pool(
@@ -76,7 +82,7 @@ def kept_pool(
     keep: int = 0,
 ) -> Pool:
     """`span_pool` over listed rows instead of a span; -1 marks an empty slot."""
-    return _ops(rows).kept_pool(rows, kept_CK, scoring, norm, keep)
+    return _ops(rows.vector_ID).kept_pool(rows, kept_CK, scoring, norm, keep)
 
 
 @torch.no_grad()
@@ -84,7 +90,7 @@ def span_score(
     rows: HistoryRows, span_C2: Int[Tensor, "C 2"], scoring: Scoring
 ) -> Float[Tensor, "S H"]:
     """Scores of every row of every span, candidates one after the other. Not differentiable."""
-    return _ops(rows).span_score(rows, span_C2, scoring)
+    return _ops(rows.vector_ID).span_score(rows, span_C2, scoring)
 
 
 @torch.no_grad()
@@ -99,21 +105,19 @@ def select_span_topk(
     Raises:
         ValueError: k is less than 1.
     """
-    row_CN, mask_CN = reference.rows_of_span(span_C2)
-    score_CN = score_S.new_full(mask_CN.shape, -torch.inf)
-    score_CN[mask_CN] = score_S
-    return reference.select_topk(score_CN, row_CN, k)
+    return _ops(score_S).select_span_topk(score_S, span_C2, k)
 
 
-def _ops(rows: HistoryRows) -> ModuleType:
+def _ops(floats: Tensor) -> ModuleType:
+    """Choose by the type and place of the op's floats."""
     choice = _choice.get()
     if choice == "reference":
         return reference
-    fits = rows.vector_ID.device.type == "cpu" and rows.vector_ID.dtype == torch.float32
+    fits = floats.device.type == "cpu" and floats.dtype == torch.float32
     if choice == "fast" and not fits:
         raise ValueError(
             "the fast ops need float32 tensors on the CPU, got "
-            f"{rows.vector_ID.dtype} on {rows.vector_ID.device}; use ops.force('reference')"
+            f"{floats.dtype} on {floats.device}; use ops.force('reference')"
         )
     if not fits:
         return reference

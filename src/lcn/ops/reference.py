@@ -135,6 +135,14 @@ def span_score(rows: HistoryRows, span_C2: Tensor, scoring: Scoring) -> Tensor:
         return score_CHN.transpose(1, 2)[mask_CN]
 
 
+def select_span_topk(score_S: Tensor, span_C2: Tensor, k: int) -> Tensor:
+    """`lcn.ops.select_span_topk`, padded."""
+    row_CN, mask_CN = rows_of_span(span_C2)
+    score_CN = score_S.new_full(mask_CN.shape, -torch.inf)
+    score_CN[mask_CN] = score_S
+    return select_topk(score_CN, row_CN, k)
+
+
 def _codes(rows: HistoryRows, row_CN: Tensor, scoring: Scoring) -> Tensor:
     """Code columns [C, N, G or G + 1] of the named rows, the recency bucket last."""
     code_CNG = rows.code_TG[row_CN].long()

@@ -36,7 +36,7 @@ class HistoryRows:
     """Event time, UTC milliseconds."""
 
     def without_context(self) -> HistoryRows:
-        """The same rows with no codes."""
+        """Return the same rows with no codes."""
         return HistoryRows(self.vector_ID, self.item_T, self.code_TG[:, :0], self.time_T)
 
 

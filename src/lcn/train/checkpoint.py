@@ -36,6 +36,7 @@ class Progress:
     metric_lines: int = 0
     """Lines of metrics.jsonl that belong to the run so far."""
     finished: bool = False
+    """Validation has stopped improving; more epochs would not be used."""
     loss_sum: float = 0.0
     """Sum of losses since the last metric line ..."""
     loss_count: int = 0

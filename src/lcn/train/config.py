@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from lcn.config import Config
 from lcn.data.loader import BatchConfig
@@ -51,8 +51,25 @@ class RunConfig(Config):
 
     dataset: str
     """Folder of a prepared dataset."""
+    name: str = ""
+    """What is trained, for tables; default: backbone and objectives. Seeds of a run share it."""
     model: ModelConfig = ModelConfig()
     objectives: tuple[ObjectiveConfig, ...] = ()
     """Auxiliary objectives: L = L_CTR + Σ weight · L."""
     batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _item_vectors_learn(self) -> RunConfig:
+        if self.model.stop_gradient == "main" and not self.objectives:
+            raise ValueError(
+                "model.stop_gradient: main without objectives leaves item vectors untrained; add "
+                "an objective (crp) or set it to none"
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        """`name`, or the backbone and objectives joined by +."""
+        parts = [self.model.backbone.name, *(each.name for each in self.objectives)]
+        return self.name or " + ".join(parts)

@@ -85,6 +85,7 @@ def train(
     }
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
+    model.check(dataset)
     setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
     objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
     objectives.to(config.train.device)
@@ -100,7 +101,7 @@ def train(
         raise ConfigError(f"{folder} holds a run already; choose another folder or --resume it")
     write_setup(folder, config, dataset.manifest.fingerprint)
     log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
-    with TrainingBar(progress, label or config.model.backbone.name) as bar:
+    with TrainingBar(progress, label or config.title) as bar:
         try:
             loop = _Loop(config, folder, dataset, model, objectives, trainee, log, bar, identity)
             return loop.run(after_step or (lambda step: None))
@@ -145,8 +146,7 @@ class _Loop:
                 self._save()
         if state.best_value is None:
             self._validate()
-        state.finished = True
-        self._save()
+            self._save()
         total = self.training_s + self.waiting_s
         return RunSummary(
             folder=self.folder,
@@ -276,6 +276,7 @@ def _digest(config: RunConfig) -> str:
     """A short name of all settings that decide the result (where the data lies does not)."""
     tree = config.model_dump(mode="json")
     tree.pop("dataset")
+    tree.pop("name")
     for name in ("epochs", "checkpoint_every", "workers"):
         tree["train"].pop(name)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

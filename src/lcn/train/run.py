@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lcn.config import load_config
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.errors import CheckpointError
+from lcn.evaluate.predict import predict_logits
+from lcn.evaluate.predictions import Predictions
 from lcn.model import Model
+from lcn.schema import Split
 from lcn.train.checkpoint import load_weights
 from lcn.train.config import RunConfig
 
@@ -36,6 +41,25 @@ class Run:
         """The metric lines."""
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
+
+    def predict(self, split: Split) -> Predictions:
+        """Score every impression of a split with the best model.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        samples = self.dataset.samples[split]
+        logit_S = predict_logits(self.model, self.dataset, split, self.config.batch)
+        return Predictions(
+            logit_S=logit_S,
+            label_S=np.asarray(samples.label_S),
+            user_S=np.asarray(samples.user_S, np.int64),
+            sample_S=np.arange(len(logit_S)),
+            dataset=self.dataset.manifest.fingerprint,
+            split=split,
+            run=self.config.title,
+            seed=self.config.train.seed,
+        )
 
 
 def open_run(folder: Path | str, dataset: Path | str | None = None) -> Run:

@@ -1,0 +1,128 @@
+"""Times: from whatever unit a log declares to UTC milliseconds, and what is plausible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lcn.data.mapping import Limits, TimeUnit
+from lcn.data.prepare.engine import Engine
+from lcn.data.prepare.inputs import INTEGERS, Expression
+from lcn.errors import DataError
+
+LATEST = "2100-01-01"
+_PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
+"""Ticks of a unit in a millisecond."""
+_FLOATS = ("FLOAT", "DOUBLE", "DECIMAL", "UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM")
+_DATES = ("TIMESTAMP", "DATE")
+_MS_PER_YEAR = 31_556_952_000
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Plausible times, both inclusive, in UTC milliseconds."""
+
+    earliest: int
+    latest: int
+
+
+def bounds_of(engine: Engine, limits: Limits) -> Bounds:
+    """Return the limits on times.
+
+    Raises:
+        DataError: one is no date, or they are the wrong way round.
+    """
+    bounds = Bounds(
+        instant(engine, limits.earliest, "limits.earliest"),
+        instant(engine, limits.latest or LATEST, "limits.latest"),
+    )
+    if bounds.earliest >= bounds.latest:
+        raise DataError(
+            f"limits.earliest {limits.earliest} is not before limits.latest {limits.latest}"
+        )
+    return bounds
+
+
+def instant(engine: Engine, text: str, setting: str) -> int:
+    """Return an ISO date or date-time, read in the mapping's zone, as UTC milliseconds.
+
+    Raises:
+        DataError: not a date.
+    """
+    found = engine.value("SELECT TRY(epoch_ms(TRY_CAST(? AS TIMESTAMPTZ)))", text)
+    if found is None:
+        raise DataError(
+            f"{setting} is {text!r}, expected a date such as 2017-05-13 or 2017-05-13 08:00"
+        )
+    return int(found)
+
+
+def as_milliseconds(expression: Expression, unit: TimeUnit, place: str) -> str:
+    """Return SQL for a time in UTC milliseconds, NULL where it cannot be read.
+
+    Absurd numbers stay numbers (moved to the end of the range), so that they are reported as too
+    early or too late rather than as unreadable. Fractions of a millisecond are cut off.
+
+    Raises:
+        DataError: the column's type and the declared unit contradict each other.
+    """
+    sql, kind = expression.sql, expression.kind.split("(")[0]
+    if unit == "iso":
+        if kind == "VARCHAR" or kind.startswith(_DATES):
+            return f"TRY(epoch_ms(TRY_CAST({sql} AS TIMESTAMPTZ)))"
+        raise DataError(
+            f"{place} is of type {kind} and cannot hold ISO dates; set time_unit to s, ms, us or ns"
+        )
+    if kind in INTEGERS:
+        return _from_integer(sql, unit)
+    if kind in _FLOATS:
+        return _from_double(f"CAST({sql} AS DOUBLE)", unit)
+    if kind == "VARCHAR":
+        return (
+            f"CASE WHEN contains({sql}, '.') OR TRY_CAST({sql} AS BIGINT) IS NULL "
+            f"THEN {_from_double(f'TRY_CAST({sql} AS DOUBLE)', unit)} "
+            f"ELSE {_from_integer(f'TRY_CAST({sql} AS BIGINT)', unit)} END"
+        )
+    if kind.startswith(_DATES):
+        raise DataError(f"{place} is of type {kind}, not a number of {unit}; set time_unit to iso")
+    raise DataError(f"{place} is of type {kind}; expected a number, text or a timestamp")
+
+
+def unit_hint(median: float | None, unit: TimeUnit, bounds: Bounds) -> str:
+    """Say which year the median time falls in, and which unit would make it plausible."""
+    if unit == "iso" or median is None:
+        return ""
+    year = _year(median / _PER_MS[unit])
+    fits = [
+        other
+        for other, ticks in _PER_MS.items()
+        if other != unit and bounds.earliest <= median / ticks <= bounds.latest
+    ]
+    hint = f"; the median time {median:.0f} read as {unit} falls in the year {year}"
+    for other in fits[:1]:
+        hint += (
+            f", read as {other} in {_year(median / _PER_MS[other])}: "
+            f"probably time_unit should be {other}"
+        )
+    return hint
+
+
+def _year(milliseconds: float) -> int:
+    return int(1970 + milliseconds / _MS_PER_YEAR)
+
+
+def _from_integer(sql: str, unit: TimeUnit) -> str:
+    sql = f"CAST({sql} AS BIGINT)"
+    if unit == "s":
+        return f"1000 * {_within(sql, '9000000000000000')}"
+    return sql if unit == "ms" else f"{sql} // {int(_PER_MS[unit])}"
+
+
+def _from_double(sql: str, unit: TimeUnit) -> str:
+    # Seconds with decimals are rounded, since 1.001 s has no exact binary form.
+    number = f"round({sql} * 1000)" if unit == "s" else f"floor({sql} / {_PER_MS[unit]})"
+    return f"CASE WHEN isnan({sql}) THEN NULL ELSE CAST({_within(number, '9e18')} AS BIGINT) END"
+
+
+def _within(sql: str, most: str) -> str:
+    # Not greatest and least, which pass over NULL.
+    return f"CASE WHEN {sql} > {most} THEN {most} WHEN {sql} < -{most} THEN -{most} ELSE {sql} END"

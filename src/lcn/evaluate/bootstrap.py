@@ -1,0 +1,220 @@
+"""Intervals by resampling users: impressions of one user are not independent, users are.
+
+Shapes: K runs of different seeds, R resamples, M metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lcn.evaluate.checks import Float64
+from lcn.evaluate.metrics import BINS
+from lcn.evaluate.predictions import Predictions
+from lcn.evaluate.replicate import METRICS, estimate, prepare, replicate
+
+RESAMPLES = 1000
+LEVEL = 0.95
+_ECE = METRICS.index("ece")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its interval; NaN bounds where nothing can be said."""
+
+    estimate: float
+    low: float
+    high: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """Intervals of every metric of a run."""
+
+    auc: Interval
+    gauc: Interval
+    log_loss: Interval
+    calibration_ratio: Interval
+    ece: Interval
+    level: float
+    resamples: int
+    users: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What resampling tells about each metric; the M axis is that of `METRICS`."""
+
+    estimate_M: Float64
+    low_M: Float64
+    high_M: Float64
+    error_M: Float64
+    """Standard error."""
+    p_value_M: Float64
+    """Two-sided, of the hypothesis that the estimate's true value is 0."""
+
+
+def bootstrap(
+    predictions: Predictions,
+    *,
+    resamples: int = RESAMPLES,
+    generator: np.random.Generator,
+    level: float = LEVEL,
+    bins: int = BINS,
+) -> Intervals:
+    """Interval of every metric by resampling users with all their impressions.
+
+    Percentile intervals. ECE alone is *reflected* (estimate - (replicate - estimate)), never below
+    0 and always reaching the estimate: noise lifts the ECE of a resample above the estimate just
+    as it lifted the estimate above the truth, so its percentiles would lie too high.
+
+    Source: Efron and Tibshirani 1993, chapters 13 and 8.4 (resampling clusters).
+
+    Args:
+        predictions: one run on one split.
+        resamples: how many; 1000 settles the bounds to about a tenth of a standard error.
+        generator: source of the draws.
+        level: coverage of the interval.
+        bins: calibration bins.
+
+    Raises:
+        ValueError: fewer than two resamples or a level outside (0, 1).
+    """
+    prepared = prepare(predictions, bins)
+    value_KRM = replicate([prepared], resamples, generator)
+    spread = spread_of(estimate(prepared), value_KRM[0], level)
+    return intervals_of(reflect_ece(spread), level, resamples, prepared.users)
+
+
+def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
+    """Percentile intervals; resamples that leave a metric undefined are left out of it.
+
+    The p-value inverts the interval: twice the smaller share of replicates on either side of 0,
+    counting the estimate itself once, hence never below 2 / (R + 1).
+    """
+    check_level(level)
+    bounds = np.array([(1 - level) / 2, (1 + level) / 2])
+    low_M, high_M, error_M, p_value_M = (np.full(len(estimate_M), np.nan) for _ in range(4))
+    for m, value_R in enumerate(value_RM.T):
+        known_R = value_R[~np.isnan(value_R)]
+        if len(known_R) < 2 or np.isnan(estimate_M[m]):
+            continue
+        low_M[m], high_M[m] = np.quantile(known_R, bounds)
+        error_M[m] = known_R.std(ddof=1)
+        side = min(int((known_R <= 0).sum()), int((known_R >= 0).sum()))
+        p_value_M[m] = min(1.0, 2 * (side + 1) / (len(known_R) + 1))
+    return Spread(estimate_M, low_M, high_M, error_M, p_value_M)
+
+
+def spread_over_seeds(
+    estimate_KM: Float64,
+    value_KRM: Float64,
+    level: float,
+    generator: np.random.Generator,
+    users: int,
+) -> Spread:
+    """Interval for the mean over seeds, resampling seeds and users.
+
+    Every resample draws users, the same for all seeds because all seeds are tested on the same
+    users, and K - 1 of the K seeds with replacement; drawing one seed fewer makes the variance
+    between seeds unbiased. The interval is the mean plus or minus a Student quantile times the
+    standard error of the resamples, with Satterthwaite's degrees of freedom: with three seeds a
+    percentile interval would be far too short. Noise that is particular to a seed and a user
+    counts on both sides, so the interval is slightly wide.
+
+    Source: Owen 2007 (the pigeonhole bootstrap); Rao and Wu 1988 (drawing K - 1);
+        Satterthwaite 1946.
+
+    Args:
+        estimate_KM: metrics of each seed on all users; K is at least 2.
+        value_KRM: metrics of each seed on each resample of the users.
+        level: coverage of the interval.
+        generator: source of the draws of seeds.
+        users: how many users were resampled.
+    """
+    check_level(level)
+    seeds, resamples, metrics = value_KRM.shape
+    drawn_RK = generator.integers(0, seeds, size=(resamples, seeds - 1))
+    value_RM = value_KRM[drawn_RK, np.arange(resamples)[:, None]].mean(axis=1)
+    estimate_M = estimate_KM.mean(axis=0)
+    variance_M = np.full(metrics, np.nan)
+    for m, value_R in enumerate(value_RM.T):
+        known_R = value_R[~np.isnan(value_R)]
+        if len(known_R) > 1:
+            variance_M[m] = known_R.var(ddof=1)
+    of_seeds_M = np.minimum(estimate_KM.var(axis=0, ddof=1) / seeds, variance_M)
+    low_M, high_M, p_value_M = (np.full(metrics, np.nan) for _ in range(3))
+    for m in np.flatnonzero(~np.isnan(variance_M + estimate_M)):
+        freedom = _freedom(variance_M[m], of_seeds_M[m], seeds, users)
+        error = math.sqrt(variance_M[m])
+        student = Student(freedom)
+        half = student.quantile((1 + level) / 2) * error
+        low_M[m], high_M[m] = estimate_M[m] - half, estimate_M[m] + half
+        p_value_M[m] = student.two_sided(abs(estimate_M[m]) / error) if error else 1.0
+    return Spread(estimate_M, low_M, high_M, np.sqrt(variance_M), p_value_M)
+
+
+def reflect_ece(spread: Spread) -> Spread:
+    """Mirror the ECE's interval at its estimate; never below 0, never beside the estimate."""
+    low_M, high_M = spread.low_M.copy(), spread.high_M.copy()
+    e, centre = _ECE, spread.estimate_M[_ECE]
+    low_M[e] = min(centre, max(0.0, 2 * centre - spread.high_M[e]))
+    high_M[e] = max(centre, 2 * centre - spread.low_M[e])
+    return Spread(spread.estimate_M, low_M, high_M, spread.error_M, spread.p_value_M)
+
+
+def intervals_of(spread: Spread, level: float, resamples: int, users: int) -> Intervals:
+    """Name what `spread` holds by position."""
+    columns = (spread.estimate_M, spread.low_M, spread.high_M, spread.error_M)
+    named = {
+        name: Interval(*(float(column_M[m]) for column_M in columns))
+        for m, name in enumerate(METRICS)
+    }
+    return Intervals(**named, level=level, resamples=resamples, users=users)
+
+
+def check_level(level: float) -> None:
+    """Refuse a coverage that is no coverage.
+
+    Raises:
+        ValueError: outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.95, got {level}")
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """Student's t, integrated numerically.
+
+    With t = sqrt(f) tan(theta), its density is proportional to cos(theta)^(f - 1).
+    """
+
+    freedom: float
+
+    def quantile(self, probability: float) -> float:
+        """Value below which the probability lies."""
+        theta_N, mass_N = self._table()
+        return math.tan(float(np.interp(probability, mass_N, theta_N))) * math.sqrt(self.freedom)
+
+    def two_sided(self, t: float) -> float:
+        """Probability of a value at least as far from 0 as t."""
+        theta_N, mass_N = self._table()
+        return 2 * float(np.interp(-math.atan(t / math.sqrt(self.freedom)), theta_N, mass_N))
+
+    def _table(self) -> tuple[Float64, Float64]:
+        # All mass lies within some multiples of 1 / sqrt f of 0.
+        widest = min(math.pi / 2, 12 / math.sqrt(self.freedom))
+        edge_N = np.linspace(-widest, widest, 100_001)
+        middle_N = (edge_N[1:] + edge_N[:-1]) / 2
+        mass_N = np.concatenate([[0.0], np.cumsum(np.cos(middle_N) ** (self.freedom - 1))])
+        return edge_N, mass_N / mass_N[-1]
+
+
+def _freedom(variance: float, of_seeds: float, seeds: int, users: int) -> float:
+    of_users = variance - of_seeds
+    spread = of_seeds**2 / (seeds - 1) + of_users**2 / max(1, users - 1)
+    return min(1e6, variance**2 / spread) if spread > 0 else float(seeds - 1)

@@ -1,0 +1,218 @@
+"""Softmax and its gradient over blocks of scores, eight columns (or rows) at a time.
+
+Each step walks `count` groups of eight scores that lie `stride` bytes apart: in the wide layout
+eight columns down the rows of a block, in the narrow layout the rows of one column. Addresses and
+strides are in bytes, as in `lanes`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from lcn.ops.lanes import FAST, INT, LANE, VECTOR, fma, kernel, load, store
+
+_WORDS = ir.VectorType(ir.IntType(32), LANE)
+_MINUS_INFINITY = float("-inf")
+
+
+def _constant(value: float) -> Any:
+    return ir.Constant(VECTOR, [value] * LANE)
+
+
+def _exp(builder: Any, x: Any) -> Any:
+    """exp(x) for x <= 0 within two units in the last place; exactly 0 below -87 and for -inf.
+
+    Source: the polynomial of Cephes' expf.
+    """
+    small = builder.fcmp_ordered("<", x, _constant(-87.0))
+    bounded = builder.select(small, _constant(-87.0), x)
+    # Conversion cuts towards zero, so minus a half rounds a negative number to the nearest.
+    nearest = builder.fadd(builder.fmul(bounded, _constant(1.44269504)), _constant(-0.5))
+    whole = builder.fptosi(nearest, _WORDS)
+    step = builder.sitofp(whole, VECTOR)
+    # log(2) in two parts; the order of these two steps must stay.
+    rest = builder.fadd(bounded, builder.fmul(step, _constant(-0.693359375)))
+    rest = builder.fadd(rest, builder.fmul(step, _constant(2.12194440e-4)))
+    y = _constant(1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = fma(builder, y, rest, _constant(c))
+    y = fma(builder, y, builder.fmul(rest, rest), builder.fadd(rest, _constant(1.0)))
+    bias = ir.Constant(_WORDS, [127] * LANE)
+    shift = ir.Constant(_WORDS, [23] * LANE)
+    power = builder.bitcast(builder.shl(builder.add(whole, bias), shift), VECTOR)
+    return builder.select(small, _constant(0.0), builder.fmul(y, power))
+
+
+def _where(builder: Any, mask: Any, x: Any) -> Any:
+    return builder.select(mask, x, _constant(0.0))
+
+
+def _alive(builder: Any, score: Any) -> Any:
+    return builder.fcmp_ordered(">", score, _constant(_MINUS_INFINITY))
+
+
+def _finite_top(builder: Any, top: Any) -> Any:
+    """The score that counts as 0: the top, or 0 where there was no row yet."""
+    return _where(builder, _alive(builder, top), top)
+
+
+def _groups(builder: Any, count: Any) -> Any:
+    zero, one = ir.Constant(INT, 0), ir.Constant(INT, 1)
+    return cgutils.for_range_slice(builder, zero, count, one, INT)
+
+
+def _total(builder: Any, start: Any = None) -> Any:
+    return cgutils.alloca_once_value(builder, _constant(0.0) if start is None else start)
+
+
+@intrinsic
+def max_lanes(context, score, stride, count, top):
+    """Raise the eight floats at `top` to the highest score of their lane."""
+
+    def build(target, builder, signature, args):
+        score, stride, count, top = args
+        best = _total(builder, load(builder, top, VECTOR))
+        with _groups(builder, count) as (n, _):
+            x = load(builder, builder.add(score, builder.mul(n, stride)), VECTOR)
+            old = builder.load(best)
+            builder.store(builder.select(builder.fcmp_ordered(">", x, old), x, old), best)
+        store(builder, builder.load(best), top)
+        return target.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), build
+
+
+@intrinsic
+def exp_lanes(context, score, stride, count, top, total):
+    """Replace scores by exp(score - top), write their sums to `total`."""
+
+    def build(target, builder, signature, args):
+        score, stride, count, top, total = args
+        zero = _finite_top(builder, load(builder, top, VECTOR))
+        sums = _total(builder)
+        with _groups(builder, count) as (n, _):
+            here = builder.add(score, builder.mul(n, stride))
+            x = _exp(builder, builder.fsub(load(builder, here, VECTOR), zero))
+            store(builder, x, here)
+            builder.store(builder.fadd(builder.load(sums), x, flags=FAST), sums)
+        store(builder, builder.load(sums), total)
+        return target.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), build
+
+
+@intrinsic
+def live_lanes(context, score, stride, count, live, total):
+    """Replace -inf by 0; write the sums to `total`, add the number of real scores to `live`."""
+
+    def build(target, builder, signature, args):
+        score, stride, count, live, total = args
+        sums, real = _total(builder), _total(builder, load(builder, live, VECTOR))
+        with _groups(builder, count) as (n, _):
+            here = builder.add(score, builder.mul(n, stride))
+            x = load(builder, here, VECTOR)
+            mask = _alive(builder, x)
+            x = _where(builder, mask, x)
+            store(builder, x, here)
+            builder.store(builder.fadd(builder.load(sums), x, flags=FAST), sums)
+            one = _where(builder, mask, _constant(1.0))
+            builder.store(builder.fadd(builder.load(real), one, flags=FAST), real)
+        store(builder, builder.load(sums), total)
+        store(builder, builder.load(real), live)
+        return target.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), build
+
+
+def _turn(softmax: bool) -> Any:
+    @intrinsic
+    def turn_lanes(  # noqa: PLR0913, PLR0917
+        context, score, slope, stride, count, zero, scale, middle, total
+    ):
+        def build(target, builder, signature, args):
+            score, slope, stride, count, zero, scale, middle, total = args
+            zero, scale, middle = (load(builder, x, VECTOR) for x in (zero, scale, middle))
+            sums = _total(builder)
+            with _groups(builder, count) as (n, _):
+                step = builder.mul(n, stride)
+                at_s, at_dw = builder.add(score, step), builder.add(slope, step)
+                s, dw = load(builder, at_s, VECTOR), load(builder, at_dw, VECTOR)
+                if softmax:
+                    w = _exp(builder, builder.fsub(s, zero))
+                    w = builder.fmul(w, scale)
+                    ds = builder.fmul(w, builder.fsub(dw, middle))
+                else:
+                    mask = _alive(builder, s)
+                    w = _where(builder, mask, builder.fmul(s, scale))
+                    ds = _where(builder, mask, builder.fmul(dw, scale))
+                store(builder, w, at_s)
+                store(builder, ds, at_dw)
+                builder.store(builder.fadd(builder.load(sums), ds, flags=FAST), sums)
+            store(builder, builder.load(sums), total)
+            return target.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), build
+
+    return turn_lanes
+
+
+turn_softmax = _turn(softmax=True)
+"""Turn (score, dw) into (w, ds): w = exp(score - zero) scale, ds = w (dw - middle); sums of ds go
+to `total`. The last five arguments are addresses of eight floats."""
+turn_linear = _turn(softmax=False)
+"""The same for weights that are scores: w = score scale, ds = dw scale, 0 for -inf."""
+
+
+@intrinsic
+def count_lanes(context, key, groups, low):
+    """Count the int32 keys that are at least `low`, in `groups` groups of eight."""
+
+    def build(target, builder, signature, args):
+        key, groups, low = args
+        spread = ir.Constant(_WORDS, [0] * LANE)
+        first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), low, ir.IntType(32)(0))
+        low = builder.shuffle_vector(first, spread, spread)
+        found = cgutils.alloca_once_value(builder, spread)
+        with _groups(builder, groups) as (n, _):
+            here = builder.add(key, builder.mul(n, ir.Constant(INT, 4 * LANE)))
+            mask = builder.icmp_signed(">=", load(builder, here, _WORDS), low)
+            one = builder.zext(mask, _WORDS)
+            builder.store(builder.add(builder.load(found), one), found)
+        total, lanes = ir.IntType(32)(0), builder.load(found)
+        for n in range(LANE):
+            total = builder.add(total, builder.extract_element(lanes, ir.IntType(32)(n)))
+        return builder.sext(total, INT)
+
+    return types.int64(types.int64, types.int64, types.int32), build
+
+
+def _reinterpret(before: Any, after: Any, kind: Any) -> Any:
+    @intrinsic
+    def reinterpret(context, value):
+        def build(target, builder, signature, args):
+            return builder.bitcast(args[0], kind)
+
+        return after(before), build
+
+    return reinterpret
+
+
+_double_bits = _reinterpret(types.float64, types.int64, INT)
+float_bits = _reinterpret(types.float32, types.int32, ir.IntType(32))
+bits_float = _reinterpret(types.int32, types.float32, ir.FloatType())
+
+
+@kernel
+def recency_bucket(elapsed_ms, last):
+    """floor(log2(1 + whole minutes)), at most `last`: the exponent of 1 + minutes.
+
+    Thresholds are whole minutes, so the fraction of a minute changes nothing; doubles separate
+    neighbouring milliseconds far beyond the last threshold.
+    """
+    minutes = max(float(elapsed_ms), 0.0) / 60_000.0
+    return min((_double_bits(1.0 + minutes) >> 52) - 1023, last)

@@ -1,0 +1,50 @@
+"""A run's click probabilities as a table in the logs' own names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from lcn.data.names import Names
+from lcn.errors import ConfigError
+from lcn.evaluate.metrics import sigmoid
+from lcn.schema import Split
+from lcn.train.run import Run
+
+
+def predictions_table(run: Run, split: Split) -> pa.Table:
+    """Columns user, item (keys of the logs), time (UTC ms), label, probability."""
+    samples, names = run.dataset.samples[split], Names(run.dataset.folder)
+    predictions = run.predict(split)
+    return pa.table(
+        {
+            "user": names.user_keys(np.asarray(samples.user_S)),
+            "item": names.item_keys(np.asarray(samples.item_S)),
+            "time": pa.array(np.asarray(samples.time_S)),
+            "label": pa.array(np.asarray(samples.label_S)),
+            "probability": pa.array(sigmoid(predictions.logit_S)),
+        }
+    )
+
+
+def write_predictions(run: Run, split: Split, path: Path) -> int:
+    """Write `predictions_table` as Parquet or CSV, by the name's ending; return the row count.
+
+    Raises:
+        ConfigError: another ending.
+    """
+    if path.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"{path}: expected a name ending in .parquet or .csv")
+    table = predictions_table(run, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if path.suffix == ".parquet":
+        pq.write_table(table, partial, compression="zstd")
+    else:
+        pyarrow.csv.write_csv(table, partial)
+    partial.replace(path)
+    return table.num_rows

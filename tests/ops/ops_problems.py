@@ -1,0 +1,157 @@
+"""Small problems for the ops and one comparison of the fast form with its twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lcn import ops
+from lcn.ops import RECENCY_BUCKETS, HistoryRows, Pool, Scoring, reference
+
+MINUTE = 60_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    rows: HistoryRows
+    span_C2: torch.Tensor
+    scoring: Scoring
+
+
+def problem(
+    spans,
+    *,
+    items=50,
+    rows=None,
+    width=16,
+    heads=1,
+    fields=0,
+    codes=0,
+    recent=False,
+    seed=0,
+    index=torch.int64,
+) -> Problem:
+    """Random rows and queries for the given spans."""
+    gen = torch.Generator().manual_seed(seed)
+    span_C2 = torch.tensor(spans, dtype=index).reshape(-1, 2)
+    rows = int(span_C2.max()) if rows is None and len(span_C2) else (rows or 0)
+    columns = codes + (RECENCY_BUCKETS if recent else 0)
+    scale = width**-0.25
+    vector_ID = torch.randn(items, width, generator=gen) * scale
+    query_CHD = torch.randn(len(span_C2), heads, width, generator=gen) * scale
+    bias_CHV = torch.randn(len(span_C2), heads, columns, generator=gen)
+    # Ages from milliseconds to beyond the last bucket, some of them negative.
+    age_T = (2 ** (torch.rand(rows, generator=gen) * 45)).long() - MINUTE
+    now = 2**41
+    return Problem(
+        HistoryRows(
+            vector_ID.requires_grad_(),
+            torch.randint(0, max(items, 1), (rows,), generator=gen).to(index),
+            torch.randint(0, max(codes, 1), (rows, fields), generator=gen).to(index),
+            now - age_T,
+        ),
+        span_C2,
+        Scoring(
+            query_CHD.requires_grad_(),
+            bias_CHV.requires_grad_(),
+            torch.full((len(span_C2),), now) + torch.arange(len(span_C2)) if recent else None,
+        ),
+    )
+
+
+def as_double(p: Problem) -> Problem:
+    rows, scoring = p.rows, p.scoring
+    return Problem(
+        HistoryRows(
+            rows.vector_ID.detach().double().requires_grad_(),
+            rows.item_T,
+            rows.code_TG,
+            rows.time_T,
+        ),
+        p.span_C2,
+        Scoring(
+            scoring.query_CHD.detach().double().requires_grad_(),
+            scoring.bias_CHV.detach().double().requires_grad_(),
+            scoring.time_C,
+        ),
+    )
+
+
+def gradients(pool: Pool, p: Problem, seed=7) -> list[torch.Tensor]:
+    """Gradients of a random linear function of both outputs: vectors, queries, biases."""
+    gen = torch.Generator().manual_seed(seed)
+    loss = sum(
+        (x * torch.randn(x.shape, generator=gen).to(x)).sum()
+        for x in (pool.vector_CHD, pool.weight_CHV)
+    )
+    leaves = (p.rows.vector_ID, p.scoring.query_CHD, p.scoring.bias_CHV)
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+
+
+def everything(p: Problem, norm="softmax", keep=0, kept_CK=None) -> dict[str, torch.Tensor]:
+    """Outputs and gradients of `span_pool`, or of `kept_pool` where rows are listed."""
+    if kept_CK is None:
+        pool = ops.span_pool(p.rows, p.span_C2, p.scoring, norm, keep)
+    else:
+        pool = ops.kept_pool(p.rows, kept_CK, p.scoring, norm, keep)
+    d_vector, d_query, d_bias = gradients(pool, p)
+    found = {
+        "vector_CHD": pool.vector_CHD.detach(),
+        "weight_CHV": pool.weight_CHV.detach(),
+        "d vector_ID": d_vector,
+        "d query_CHD": d_query,
+        "d bias_CHV": d_bias,
+    }
+    return found if pool.kept_CK is None else {**found, "kept_CK": pool.kept_CK}
+
+
+def assert_close(fast: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> None:
+    """Equal to float32 rounding.
+
+    A score is a sum of about 100 products of size about 1: its error is some 100 half-ulps
+    (6e-8), which a softmax turns into a relative error of the same size; sums over a few hundred
+    rows add less than as much again. 2e-5 of the largest value is three times that, and seldom
+    is more than a twentieth of it used.
+    """
+    assert fast.keys() == exact.keys()
+    for name, value in fast.items():
+        wanted = exact[name]
+        assert value.shape == wanted.shape, name
+        if name == "kept_CK":
+            assert value.dtype == wanted.dtype
+            assert torch.equal(value, wanted), name
+        elif value.numel():
+            assert torch.isfinite(value).all(), name
+            error = (value.double() - wanted.double()).abs().max()
+            assert error <= 2e-5 * max(1.0, float(wanted.abs().max())), (name, float(error))
+
+
+def assert_agrees(p: Problem, norm="softmax", keep=0, kept_CK=None) -> None:
+    """Compare the fast form with its float64 twin: outputs, kept rows and each gradient."""
+    with ops.force("fast"):
+        fast = everything(p, norm, keep, kept_CK)
+    with ops.force("reference"):
+        assert_close(fast, everything(as_double(p), norm, keep, kept_CK))
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Equal bit for bit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+__all__ = [
+    "MINUTE",
+    "Problem",
+    "as_double",
+    "assert_agrees",
+    "assert_close",
+    "assert_same",
+    "everything",
+    "gradients",
+    "problem",
+    "reference",
+]

@@ -1,0 +1,207 @@
+"""Runs: resume bit for bit after kill -9, stop before damage, refuse what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lcn.config import load_config
+from lcn.data.dataset import Dataset
+from lcn.errors import CheckpointError, ConfigError, TrainingError
+from lcn.evaluate.predict import predict_logits
+from lcn.train import RunConfig, open_run, train
+from lcn.train.checkpoint import load_weights
+
+
+def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
+    small = [
+        f"dataset={dataset.folder}",
+        "batch.size=64",
+        "batch.lifelong=30",
+        "batch.short=5",
+        "batch.group=4",
+        "model.width=8",
+        "model.field_width=8",
+        "model.short={width: 8, heads: 2}",
+        "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}",
+        "model.embedding.sparse_from=50",
+        "model.dropout=0.1",
+        "model.hidden=[16]",
+        "objectives=[{name: crp, weight: 0.01}]",
+        "train.epochs=3",
+        "train.patience=9",
+        "train.checkpoint_every=4",
+        "train.log_every=3",
+        "train.threads=1",
+    ]
+    return load_config(RunConfig, None, [*small, *overrides])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "checkpoint" / "model.safetensors")
+
+
+KILLED = """
+import os, signal, sys
+from lcn.config import load_config
+from lcn.train import RunConfig, train
+config = load_config(RunConfig, sys.argv[1])
+def die(step):
+    if step == 18:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(config, sys.argv[2], progress=False, after_step=die)
+"""
+
+
+def test_kill_9_in_mid_epoch_then_resume_is_the_same_run(toy: Dataset, tmp_path: Path) -> None:
+    config = config_for(toy)
+    train(config, tmp_path / "whole", progress=False)
+    from lcn.config import dump_config
+
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "c.yaml"), str(tmp_path / "cut")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    # Killed at step 18, so the run goes on from the checkpoint of step 16 (or an epoch's end).
+    train(config, tmp_path / "cut", resume=True, progress=False)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+    curves = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert curves[0] == curves[1]
+    best = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert best[0] == best[1]
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(toy: Dataset, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(config_for(toy, f"train.seed={seed}", "train.epochs=1"), tmp_path / name,
+              progress=False)  # fmt: skip
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_only_touched_rows_of_a_sparse_table_move(toy: Dataset, tmp_path: Path) -> None:
+    from lcn.model import Model
+
+    config = config_for(toy, "train.epochs=1", "train.checkpoint_every=1", "objectives=[]")
+    torch.manual_seed(config.train.seed)
+    start = Model(config.model, toy.manifest).state_dict()["item.embed.tables.0.weight"].clone()
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        train(config, tmp_path / "r", progress=False, after_step=stop)
+    after = weights(tmp_path / "r")["item.embed.tables.0.weight"]
+    moved = (start != after).any(1)
+    from lcn.data.loader import Collator, epoch_order
+
+    order = epoch_order(np.asarray(toy.samples["train"].user_S), 4, 0, 0)[:64]
+    batch = Collator(toy, "train", config.batch)(order)
+    touched = torch.zeros(len(start), dtype=torch.bool)
+    touched[batch.item_IF[:, 0].long()] = True
+    assert moved.any()
+    assert not (moved & ~touched).any()
+
+
+def test_a_non_finite_loss_stops_before_the_parameters_change(toy: Dataset, tmp_path: Path) -> None:
+    config = config_for(
+        toy, "train.learning_rate=1e30", "train.checkpoint_every=1", "objectives=[]"
+    )
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf).*epoch 0, batch \d+.*samples"):
+        train(config, tmp_path / "r", progress=False)
+    state = json.loads((tmp_path / "r/checkpoint/state.json").read_text())
+    # The checkpoint after the last good step is the state the process died with.
+    assert state["progress"]["step"] >= 1
+    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "r").values())
+
+
+def test_early_stopping_keeps_the_best_not_the_last(toy: Dataset, tmp_path: Path) -> None:
+    config = config_for(toy, "train.epochs=8", "train.patience=1", "train.learning_rate=0.02")
+    summary = train(config, tmp_path / "r", progress=False)
+    values = [
+        record["auc"]
+        for record in open_run(tmp_path / "r").curves()
+        if record["kind"] == "validation"
+    ]
+    assert summary.best_value == max(values)
+    if summary.stopped_early:
+        assert values[-1] < max(values)
+    run = open_run(tmp_path / "r")
+    from lcn.evaluate.metrics import auc
+
+    logit_S = predict_logits(run.model, run.dataset, "validation", run.config.batch)
+    assert auc(logit_S, np.asarray(toy.samples["validation"].label_S)) == pytest.approx(
+        summary.best_value, abs=1e-6
+    )
+
+
+def test_run_folder_holds_config_environment_and_curves(toy: Dataset, tmp_path: Path) -> None:
+    train(config_for(toy, "train.epochs=1"), tmp_path / "r", progress=False)
+    environment = json.loads((tmp_path / "r/environment.json").read_text())
+    assert environment["seed"] == 0
+    assert environment["dataset_fingerprint"] == toy.manifest.fingerprint
+    assert {"commit", "torch", "processor", "command"} <= environment.keys()
+    assert load_config(RunConfig, tmp_path / "r/config.yaml") == config_for(toy, "train.epochs=1")
+    assert list((tmp_path / "r/tensorboard").glob("events*"))
+    kinds = {record["kind"] for record in open_run(tmp_path / "r").curves()}
+    assert kinds == {"train", "validation"}
+
+
+def test_refusals_teach(toy: Dataset, tmp_path: Path) -> None:
+    config = config_for(toy, "train.epochs=1")
+    train(config, tmp_path / "r", progress=False)
+    with pytest.raises(ConfigError, match="holds a run already.*--resume"):
+        train(config, tmp_path / "r", progress=False)
+    other = config_for(toy, "train.epochs=1", "model.hidden=[8]")
+    with pytest.raises(CheckpointError, match="belongs to another config"):
+        train(other, tmp_path / "r", resume=True, progress=False)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        open_run(tmp_path)
+    run = open_run(tmp_path / "r")
+    from lcn.model import Model
+
+    stranger = Model(other.model, toy.manifest)
+    with pytest.raises(CheckpointError, match=r"another model or dataset: 'head\.0"):
+        load_weights(tmp_path / "r/best.safetensors", stranger)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes((tmp_path / "r/best.safetensors").read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_weights(bad, run.model)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_always_resumes(toy: Dataset, tmp_path: Path) -> None:
+    from lcn.config import dump_config
+
+    config = config_for(toy, "train.checkpoint_every=1")
+    train(config, tmp_path / "whole", progress=False)
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    script = (
+        "import sys\nfrom lcn.config import load_config\nfrom lcn.train import RunConfig, train\n"
+        "train(load_config(RunConfig, sys.argv[1]), sys.argv[2], resume=True, progress=False)\n"
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        command = [sys.executable, "-c", script, str(tmp_path / "c.yaml"), str(tmp_path / "cut")]
+        process = subprocess.Popen(command)
+        time.sleep(4 + 3 * rng.random())
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    train(config, tmp_path / "cut", resume=True, progress=False)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(one[name], other[name]) for name in one)
