@@ -204,7 +204,8 @@ class Model(nn.Module):
     @property
     def tables(self) -> Tables:
         """The embeddings, for the objectives."""
-        return Tables(self.item, self.profile, self.candidate)
+        moves = self.config.stop_gradient != "objective"
+        return Tables(self.contrasted_item, self.profile, self.candidate, moves)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""
