@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-import lcn
+from lcn.api import recipe
+from lcn.data.dataset import open_dataset
 from lcn.data.mapping import read_mapping
 from lcn.data.prepare import prepare, true_probability
 from lcn.data.sources import synthetic
@@ -93,7 +94,7 @@ def run_log(arguments: argparse.Namespace, rho: float) -> list[Row]:
             synthetic.generate(folder / "logs", size)
         mapping = folder / "logs" / "mapping.yaml"
         prepare(read_mapping(mapping), dataset_folder, base=mapping.parent)
-    dataset = lcn.open_dataset(dataset_folder)
+    dataset = open_dataset(dataset_folder)
     label_S = np.asarray(dataset.samples["test"].label_S)
     best = auc(true_probability(dataset, "test"), label_S)
     predictions = {}
@@ -103,7 +104,7 @@ def run_log(arguments: argparse.Namespace, rho: float) -> list[Row]:
             width = () if system in ("none", "sdim") else ("model.backbone.width=32",)
             settings = (*SETTINGS, *width, f"train.seed={seed}", f"name={system}")
             print(f"rho {rho}: {system} seed {seed}", file=sys.stderr, flush=True)
-            train(lcn.recipe(system, dataset_folder, *settings), run, resume=True)
+            train(recipe(system, dataset_folder, *settings), run, resume=True)
             predictions.setdefault(system, []).append(open_run(run).predict("test"))
     rows = []
     for system, runs in predictions.items():
