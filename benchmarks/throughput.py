@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -91,10 +92,8 @@ def measure(arguments: argparse.Namespace) -> Measured:
             raise DoneError
 
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        with suppress(DoneError):
             train(config, Path(folder) / "run", progress=False, after_step=after_step)
-        except DoneError:
-            pass
     steps = len(moments) - 3
     speed = steps * config.batch.size / (moments[-1] - moments[2])
     return Measured(arguments.system, speed, peak_mib(), base)
