@@ -124,9 +124,12 @@ def test_broken_utf8_is_rejected_line_by_line(tmp_path: Path) -> None:
     assert manifest.count.events["source"] == 11
 
 
-def test_an_open_quote_counts_all_lines_it_swallows(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"8 of 13 rows.*8 with malformed line"):
-        _prepare(tmp_path, [*EVENTS[:5], f'"2,b,{BASE}', *(f"3,c,{BASE + k}" for k in range(7))])
+def test_an_open_quote_fails_the_job_for_it_swallows_lines(tmp_path: Path) -> None:
+    lines = [*EVENTS[:5], f'"2,b,{BASE}', *(f"3,c,{BASE + k}" for k in range(7))]
+    with pytest.raises(DataError, match=r"the quote in line 7 of .*events.csv is never closed"):
+        _prepare(tmp_path, lines)
+    manifest = _prepare(tmp_path, asked=_changed("events", csv=Csv(quote="")))
+    assert manifest.count.events["source"] == 13
 
 
 def test_too_many_rejected_rows_fail_the_job_and_leave_nothing(tmp_path: Path) -> None:
