@@ -21,7 +21,7 @@ from lcn.data.batch import Batch, Rows
 from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.nn.embedding import Detached, FieldEmbedding, ItemEncoder, Tables
+from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
 from lcn.schema import Manifest
@@ -205,10 +205,9 @@ class Model(nn.Module):
 
     @property
     def tables(self) -> Tables:
-        """The embeddings, for the objectives; items as in `Embedded.contrasted_ID`."""
-        frozen = self.config.stop_gradient == "objective"
-        item = Detached(self.contrasted_item) if frozen else self.contrasted_item
-        return Tables(item, self.profile, self.candidate)
+        """The embeddings, for the objectives."""
+        moves = self.config.stop_gradient != "objective"
+        return Tables(self.contrasted_item, self.profile, self.candidate, moves)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from prepare_twin import (
     Event,
@@ -64,7 +64,13 @@ logs = st.builds(
 ).map(enough)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    # Every try is a whole preparation: shrinking a failure would take minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
 @given(logs=logs, suffix=st.sampled_from(["csv", "parquet"]), min_count=st.integers(1, 3))
 @example(
     logs=enough(Logs([Event("1", "a", 3, None, None)] * 2, [], [], [])), suffix="csv", min_count=1

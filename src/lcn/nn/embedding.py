@@ -83,27 +83,23 @@ class ItemEncoder(nn.Module):
         return self.project(self.embed(item_IF))
 
 
-class Detached:
-    """An item encoder whose vectors carry no gradient."""
-
-    def __init__(self, encoder: ItemEncoder | FieldEmbedding) -> None:
-        self._encoder = encoder
-
-    def __call__(self, field_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N D"]:
-        """Encode, then detach."""
-        return self._encoder(field_NF).detach()
-
-    @property
-    def embed(self) -> Detached:
-        """The encoder's tables, detached too."""
-        assert isinstance(self._encoder, ItemEncoder)
-        return Detached(self._encoder.embed)
-
-
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The embeddings of a model, for losses on them."""
 
-    item: ItemEncoder | Detached
+    item: ItemEncoder
+    """Of the items that losses see."""
     profile: FieldEmbedding
     candidate: FieldEmbedding
+    item_moves: bool = True
+    """False: losses do not move item vectors or item fields."""
+
+    def encode_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """Vectors of items by their fields."""
+        vector_ND = self.item(item_NF.long())
+        return vector_ND if self.item_moves else vector_ND.detach()
+
+    def embed_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N FW"]:
+        """Embeddings of items' fields, concatenated."""
+        embedded_NZ = self.item.embed(item_NF.long())
+        return embedded_NZ if self.item_moves else embedded_NZ.detach()

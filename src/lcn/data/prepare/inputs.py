@@ -228,8 +228,10 @@ def _by_header(
 
 def _header(file: str, form: Csv, place: str) -> tuple[str, ...]:
     with explained(f"{place}: cannot read {file}"), _open_text(file) as text:
-        quoting = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE}
-        first = next(csv.reader(text, delimiter=_delimiter(file, form), **quoting), [])
+        delimiter, quote_as = _delimiter(file, form), form.quote or None
+        quoting = csv.QUOTE_MINIMAL if form.quote else csv.QUOTE_NONE
+        lines = csv.reader(text, delimiter=delimiter, quotechar=quote_as, quoting=quoting)
+        first = next(lines, [])
     if not first:
         raise DataError(f"{place}: {file} is empty: expected a header, or csv.columns with names")
     if not form.header:
