@@ -59,6 +59,17 @@ def test_one_definition_for_every_backbone(name, toy):
         assert found.value == 1.0
 
 
+def test_impressions_with_too_few_rows_are_left_out(toy):
+    samples, model = toy.samples["test"], model_of(toy, "eta")
+    rows_S = np.asarray(samples.source_end_S) - toy.events["source"].offsets_U[samples.user_S]
+    rows_S = np.minimum(rows_S, BATCH.lifelong)
+    for least in (*np.unique(rows_S)[1::5].tolist(), 60, 61):
+        config = CONFIG.model_copy(update={"least": int(least)})
+        found = measure_consistency(model, toy, "test", BATCH, config)
+        assert found.impressions == (rows_S >= least).sum()
+        assert found.kept_share == pytest.approx((rows_S >= least).mean())
+
+
 def test_value_equals_a_plain_computation(toy):
     """SIM Soft by hand: scores of both stages over the padded history."""
     from lcn.data.loader import Collator
