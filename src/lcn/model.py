@@ -7,18 +7,21 @@ p = sigmoid(MLP(z))
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lcn.backbones import BackboneConfig, build_backbone
+from lcn.backbones import BACKBONES, BackboneConfig, build_backbone
 from lcn.backbones.base import Features, History, Interest, Query
 from lcn.backbones.lap import Lap
 from lcn.config import Config
 from lcn.data.batch import Batch, Rows
+from lcn.data.dataset import Dataset
+from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.nn.embedding import FieldEmbedding, ItemEncoder
+from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
 from lcn.schema import Manifest
@@ -45,8 +48,17 @@ class ModelConfig(Config):
     """Width of each event context field's table."""
     embedding: FieldEmbedding.Config = FieldEmbedding.Config()
     short: ShortConfig = ShortConfig()
+    products: bool = False
+    """Also give the head W v ⊙ each interest vector, short-term and lifelong (DARE's target-aware
+    product, for every backbone alike): a match of candidate and interest is then linear."""
     hidden: tuple[int, ...] = (256, 128)
     dropout: float = 0.0
+    search_table: Literal["shared", "own"] = "shared"
+    """own: the backbone searches with item vectors from tables of their own, which are also the
+    ones that objectives move; values, short-term interest and head read the others."""
+    stop_gradient: Literal["none", "main", "objective"] = "none"
+    """main: the click loss does not move the vectors that objectives see; objective: objectives do
+    not move them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +67,20 @@ class Output:
 
     logit_C: Float[Tensor, " C"]
     item_ID: Float[Tensor, "I D"]
-    """Vectors of the batch's items, for the objectives."""
+    """Vectors of the batch's items for the objectives: of the search table."""
     interest: Interest
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A batch with item vectors."""
+
+    history: History
+    """Of the source domain."""
+    target: HistoryRows
+    query: Query
+    contrasted_ID: Float[Tensor, "I D"]
+    """The items' vectors for the objectives."""
 
 
 class Model(nn.Module):
@@ -66,11 +90,25 @@ class Model(nn.Module):
     part, fusion) is fixed alike for every backbone, see docs/paper.md.
     """
 
+    context_offsets_G: Tensor
+    """First code of each event context field."""
+
     def __init__(self, config: ModelConfig, manifest: Manifest) -> None:
         super().__init__()
         self.config = config
         wide, std = config.field_width, config.embedding.std
         self.item = ItemEncoder(config.embedding, manifest.item_fields, wide, config.width)
+        self.search_item = None
+        if config.search_table == "own":
+            if not BACKBONES[config.backbone.name].searches:
+                able = ", ".join(name for name, kind in BACKBONES.items() if kind.searches)
+                raise ConfigError(
+                    f"the backbone {config.backbone.name!r} ranks no rows by item vectors, so "
+                    f"model.search_table: own would change nothing; it is for {able}"
+                )
+            self.search_item = ItemEncoder(
+                config.embedding, manifest.item_fields, wide, config.width
+            )
         self.profile = FieldEmbedding(config.embedding, manifest.profile_fields, wide)
         self.candidate = FieldEmbedding(config.embedding, manifest.candidate_fields, wide)
         self.request = FieldEmbedding(config.embedding, manifest.request_context, wide)
@@ -108,6 +146,12 @@ class Model(nn.Module):
             + 2 * short.width
             + self.backbone.width
         )
+        interest_width = 2 * short.width + self.backbone.width
+        self.product = None
+        if config.products:
+            self.product = nn.Linear(config.width, interest_width, bias=False)
+            nn.init.xavier_uniform_(self.product.weight)
+            head_width += interest_width
         self.head = mlp(head_width, config.hidden, dropout=config.dropout)
 
     def forward(self, batch: Batch, *, levels: bool = False) -> Output:
@@ -117,43 +161,97 @@ class Model(nn.Module):
             batch: as collated.
             levels: also return what each stage of the backbone kept.
         """
-        item_ID = self.item(batch.item_IF.long())
-        source = self.history(batch.source, item_ID)
-        target = self.history(batch.target, item_ID)
-        query = self.query(batch, item_ID)
-        state = self.backbone.encode(History(source, batch.source.offsets_U1, batch.item_IF))
+        parts = self.embed(batch)
+        history, query = parts.history, parts.query
+        state = self.backbone.encode(history)
         interest = self.backbone.attend(state, query, batch.lifelong_C2, levels=levels)
         short = [
             self.short_target(
-                target, Selection(span_C2=batch.short_target_C2), query.vector_CD, query.time_C
+                parts.target,
+                Selection(span_C2=batch.short_target_C2),
+                query.vector_CD,
+                query.time_C,
             ),
             self.short_source(
-                source, Selection(span_C2=batch.short_source_C2), query.vector_CD, query.time_C
+                history.rows,
+                Selection(span_C2=batch.short_source_C2),
+                query.vector_CD,
+                query.time_C,
             ),
         ]
-        z_CZ = torch.cat(
-            [
-                self.profile(batch.profile_UP.long())[batch.user_of_C],
-                self.candidate(batch.candidate_CA.long()),
-                self.request(batch.context_CR.long()),
-                query.vector_CD,
-                *short,
-                interest.vector_CW,
-            ],
-            1,
+        interest_CW = torch.cat([*short, interest.vector_CW], 1)
+        z = [
+            self.profile(batch.profile_UP.long())[batch.user_of_C],
+            self.candidate(batch.candidate_CA.long()),
+            self.request(batch.context_CR.long()),
+            query.vector_CD,
+            interest_CW,
+        ]
+        if self.product is not None:
+            z.append(self.product(query.vector_CD) * interest_CW)
+        return Output(self.head(torch.cat(z, 1))[:, 0], parts.contrasted_ID, interest)
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Join a batch's rows and candidates with their item vectors."""
+        item_ID, search_ID, contrasted_ID = self._item_vectors(batch)
+        history = History(
+            self.history(batch.source, item_ID),
+            batch.source.offsets_U1,
+            batch.item_IF,
+            search_ID,
         )
-        return Output(self.head(z_CZ)[:, 0], item_ID, interest)
+        target = self.history(batch.target, item_ID)
+        return Embedded(history, target, self.query(batch, item_ID, search_ID), contrasted_ID)
+
+    @property
+    def tables(self) -> Tables:
+        """The embeddings, for the objectives."""
+        moves = self.config.stop_gradient != "objective"
+        return Tables(self.contrasted_item, self.profile, self.candidate, moves)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""
         code_TG = rows.context_TG + self.context_offsets_G
         return HistoryRows(item_ID, rows.item_T, code_TG, rows.time_T)
 
-    def query(self, batch: Batch, item_ID: Float[Tensor, "I D"]) -> Query:
+    def query(
+        self,
+        batch: Batch,
+        item_ID: Float[Tensor, "I D"],
+        search_ID: Float[Tensor, "I D"] | None = None,
+    ) -> Query:
         """The candidates as queries."""
         return Query(
             item_ID[batch.candidate_C],
             batch.item_IF[batch.candidate_C],
             batch.time_C,
             batch.user_of_C,
+            None if search_ID is None else search_ID[batch.candidate_C],
         )
+
+    def _item_vectors(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The items' vectors for the model, for its search (None: the same) and for objectives."""
+        item_ID = self.item(batch.item_IF.long())
+        search_ID = None if self.search_item is None else self.search_item(batch.item_IF.long())
+        contrasted_ID = item_ID if search_ID is None else search_ID
+        if self.config.stop_gradient == "main":
+            if search_ID is None:
+                item_ID = item_ID.detach()
+            else:
+                search_ID = search_ID.detach()
+        elif self.config.stop_gradient == "objective":
+            contrasted_ID = contrasted_ID.detach()
+        return item_ID, search_ID, contrasted_ID
+
+    @property
+    def contrasted_item(self) -> ItemEncoder:
+        """The encoder of the items that objectives see, to encode what the batch does not hold."""
+        return self.item if self.search_item is None else self.search_item
+
+    def check(self, dataset: Dataset) -> None:
+        """See before training whether the data has what the backbone needs.
+
+        Raises:
+            ConfigError: it has not; what would help is named.
+        """
+        self.backbone.check(dataset)

@@ -8,12 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lcn.backbones import BackboneConfig
+from lcn.backbones.eta import Eta
 from lcn.backbones.full import FullAttention
 from lcn.backbones.lap import Lap
 from lcn.backbones.none import NoLifelong
+from lcn.backbones.sdim import Sdim
+from lcn.backbones.sim_hard import SimHard
 from lcn.backbones.sim_soft import SimSoft
+from lcn.backbones.twin import Twin
 from lcn.model import ModelConfig
+from lcn.objectives import ObjectiveConfig
+from lcn.objectives.at4ctr import At4Ctr
+from lcn.objectives.bert4rec import Bert4Rec
+from lcn.objectives.cl4ctr import Cl4Ctr
+from lcn.objectives.cl4srec import Cl4SRec
+from lcn.objectives.clrec import ClRec
 from lcn.objectives.crp import Crp
+from lcn.objectives.dss import Dss
+from lcn.objectives.sac import Sac
+from lcn.objectives.sqn import Sqn
+from lcn.objectives.ssl_features import Ssl
 from lcn.train.config import RunConfig
 
 Recipe = Callable[[str], RunConfig]
@@ -29,9 +43,29 @@ def full(dataset: str) -> RunConfig:
     return _with_backbone(dataset, FullAttention.Config())
 
 
+def sim_hard(dataset: str) -> RunConfig:
+    """SIM with hard search by the item field `category`; set model.backbone.key for another."""
+    return _with_backbone(dataset, SimHard.Config())
+
+
 def sim_soft(dataset: str) -> RunConfig:
     """SIM with soft search."""
     return _with_backbone(dataset, SimSoft.Config())
+
+
+def eta(dataset: str) -> RunConfig:
+    """ETA with codes of 32 bits."""
+    return _with_backbone(dataset, Eta.Config())
+
+
+def sdim(dataset: str) -> RunConfig:
+    """SDIM with 48 hashes in groups of 3."""
+    return _with_backbone(dataset, Sdim.Config())
+
+
+def twin(dataset: str) -> RunConfig:
+    """TWIN with four heads."""
+    return _with_backbone(dataset, Twin.Config())
 
 
 def lap(dataset: str) -> RunConfig:
@@ -41,24 +75,67 @@ def lap(dataset: str) -> RunConfig:
 
 def lcn(dataset: str) -> RunConfig:
     """LCN: the pyramid and CRP."""
-    return lap(dataset).model_copy(update={"name": "lcn", "objectives": (Crp.Config(),)})
+    return _plus(lap(dataset), "lcn", Crp.Config())
 
 
 def lcn_paper(dataset: str) -> RunConfig:
     """LCN as the paper writes CRP: shared negatives, no positive in the denominator."""
-    crp = Crp.Config(form="paper", weight=0.01)
-    return lap(dataset).model_copy(update={"name": "lcn_paper", "objectives": (crp,)})
+    return _plus(lap(dataset), "lcn_paper", Crp.Config(form="paper", weight=0.01))
 
 
-RECIPES: dict[str, Recipe] = {
-    "none": none,
-    "full": full,
-    "sim_soft": sim_soft,
-    "lap": lap,
-    "lcn": lcn,
-    "lcn_paper": lcn_paper,
-}
+def csa_crp(dataset: str) -> RunConfig:
+    """LCN without LAP: the complete scope alone, with CRP."""
+    bare = _with_backbone(dataset, Lap.Config(use_msa=False, use_fsa=False))
+    return _plus(bare, "csa_crp", Crp.Config())
+
+
+def plus(recipe: Recipe, name: str, objective: ObjectiveConfig) -> Recipe:
+    """Return a recipe with one auxiliary objective added: a row of the paper's Table 2 or 5."""
+    return lambda dataset: _plus(recipe(dataset), name, objective)
+
+
+def _plus(config: RunConfig, name: str, objective: ObjectiveConfig) -> RunConfig:
+    return config.model_copy(update={"name": name, "objectives": (objective,)})
 
 
 def _with_backbone(dataset: str, backbone: BackboneConfig) -> RunConfig:
     return RunConfig(dataset=dataset, model=ModelConfig(backbone=backbone))
+
+
+_BACKBONES: dict[str, Recipe] = {
+    "none": none,
+    "full": full,
+    "sim_hard": sim_hard,
+    "sim_soft": sim_soft,
+    "eta": eta,
+    "sdim": sdim,
+    "twin": twin,
+    "lap": lap,
+}
+
+_RIVALS: tuple[ObjectiveConfig, ...] = (
+    Dss.Config(),
+    Bert4Rec.Config(),
+    Sqn.Config(),
+    Sac.Config(),
+    Ssl.Config(),
+    ClRec.Config(),
+    At4Ctr.Config(),
+    Cl4Ctr.Config(),
+    Cl4SRec.Config(),
+)
+
+RECIPES: dict[str, Recipe] = {
+    **_BACKBONES,
+    **{
+        f"{name}_crp": plus(recipe, f"{name}_crp", Crp.Config())
+        for name, recipe in _BACKBONES.items()
+        if name != "lap"
+    },
+    "csa_crp": csa_crp,
+    "lcn": lcn,
+    "lcn_paper": lcn_paper,
+    **{f"lap_{rival.name}": plus(lap, f"lap_{rival.name}", rival) for rival in _RIVALS},
+}
+"""Every named system: a backbone, a backbone with CRP (Table 2), or `lap` with the objective of
+another paper in CRP's place (Table 5)."""

@@ -28,6 +28,12 @@ def test_saved_is_loaded(run, tmp_path):
     assert path.read_bytes() == run.save(tmp_path / "again.npz").read_bytes()
 
 
+def test_unwritable_folder_teaches(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="choose another folder"):
+        run.save(tmp_path / "file" / "lap.npz")
+
+
 def test_float32_logits_stay_float32(run, tmp_path):
     small = replace(run, logit_S=run.logit_S.astype(np.float32))
     assert load_predictions(small.save(tmp_path / "a.npz")).logit_S.dtype == np.float32

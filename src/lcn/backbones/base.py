@@ -8,17 +8,24 @@ Shapes: C candidates, D item width, K kept rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lcn import ops
+from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError, nearest
-from lcn.nn.attention import Selection
+from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.ops import HistoryRows, Scoring, reference
+from lcn.ops.simhash import Codes, Measure, code_distance, widest
 from lcn.schema import Field
+
+Context = Literal["none", "recency", "all"]
+"""What attention sees beside the item: nothing, the time between event and request, or that and
+every event context field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +61,28 @@ class History:
     """First row of each user's window."""
     item_IF: Int[Tensor, "I F"]
     """Field indices of the unique items behind `rows.vector_ID`."""
+    search_ID: Float[Tensor, "I D"] | None = None
+    """The items' vectors of the search table, where it is a table of its own."""
 
-    def without_context(self) -> History:
-        """The same rows with their event context left out."""
-        return History(self.rows.without_context(), self.offsets_U1, self.item_IF)
+    def seen(self, context: Context) -> HistoryRows:
+        """The rows with the event context fields that attention may see."""
+        return self.rows if context == "all" else self.rows.without_context()
+
+    @property
+    def search_vector_ID(self) -> Float[Tensor, "I D"]:
+        """What search ranks the items by."""
+        return self.rows.vector_ID if self.search_ID is None else self.search_ID
+
+    def for_search(self) -> HistoryRows:
+        """Rows with the vectors that search ranks by, without context."""
+        return replace(self.rows.without_context(), vector_ID=self.search_vector_ID)
+
+    def for_both(self, rows: HistoryRows) -> HistoryRows:
+        """`rows` with vectors [search ‖ item], so that one may be scored and the other pooled;
+        as they are where there is one table."""
+        if self.search_ID is None:
+            return rows
+        return replace(rows, vector_ID=torch.cat([self.search_ID, rows.vector_ID], 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +95,20 @@ class Query:
     time_C: Int[Tensor, " C"]
     """UTC milliseconds."""
     user_of_C: Int[Tensor, " C"]
+    search_CD: Float[Tensor, "C D"] | None = None
+    """The candidates' vectors of the search table, where it is a table of its own."""
+
+    @property
+    def search_vector_CD(self) -> Float[Tensor, "C D"]:
+        """What search ranks with."""
+        return self.vector_CD if self.search_CD is None else self.search_CD
+
+    def for_both(self, scoring: Scoring) -> Scoring:
+        """A scoring by search vectors, over rows of `History.for_both`."""
+        if self.search_CD is None:
+            return scoring
+        query_CHD = torch.nn.functional.pad(scoring.query_CHD, (0, self.vector_CD.shape[1]))
+        return replace(scoring, query_CHD=query_CHD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +119,8 @@ class Level:
     kept_CK: Int[Tensor, "C K"]
     """Rows, best first; -1 in empty slots."""
     weight_CK: Float[Tensor, "C K"]
-    """Softmax weight of each kept row among the rows the stage saw; heads averaged."""
+    """Softmax weight of each kept row among the rows the stage saw, heads averaged; where the
+    stage compares codes, the share of bits, groups or values that are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +138,17 @@ StateT = TypeVar("StateT")
 
 
 class Backbone(nn.Module, ABC, Generic[StateT]):
-    """A lifelong backbone. Subclasses are final and hold a nested frozen `Config`."""
+    """A lifelong backbone. Subclasses are final and hold a nested frozen `Config`.
+
+    Every state but that of `none` has `rows`: what `final_scoring` scores.
+    """
+
+    source: ClassVar[str]
+    """Where the system is defined."""
+    assumes: ClassVar[str]
+    """What it asks of the data."""
+    searches: ClassVar[bool] = False
+    """Whether it ranks rows by item vectors, so that a search table of its own has a use."""
 
     width: int
     """W, the width of the interest vector; may be 0."""
@@ -122,6 +172,80 @@ class Backbone(nn.Module, ABC, Generic[StateT]):
             levels: also return what each stage kept (costs a second scoring pass).
         """
 
+    @abstractmethod
+    def final_scoring(self, query: Query) -> Scoring:
+        """How the final stage scores rows, any rows.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
+
+    @abstractmethod
+    def preceding(
+        self, state: StateT, query: Query, span_C2: Int[Tensor, "C 2"], keep: int
+    ) -> Int[Tensor, "C K"]:
+        """The `keep` rows that the stages before the final one rank highest, best first.
+
+        A backbone without such stages delivers the final stage's own ranking.
+
+        Raises:
+            ConfigError: the backbone attends to nothing.
+        """
+
+    def check(self, dataset: Dataset) -> None:
+        """See before training whether the data has what the backbone needs.
+
+        Raises:
+            ConfigError: it has not; what would help is named.
+        """
+
+
+def final_attention(
+    features: Features, width: int, heads: int, context: Context
+) -> TargetAttention:
+    """The multi-head target attention that SIM, ETA and others end with."""
+    fields = features.event_context if context == "all" else ()
+    table = ContextTable(
+        fields, features.context_width, recency=context != "none", std=features.init_std
+    )
+    return TargetAttention(features.item_width, width, heads, table, output=True)
+
+
+@torch.no_grad()
+def rank_by_weight(
+    rows: HistoryRows, span_C2: Int[Tensor, "C 2"], scoring: Scoring, keep: int
+) -> Int[Tensor, "C K"]:
+    """The `keep` rows of each span with the largest softmax weight, heads averaged, best first."""
+    score_SH = ops.span_score(rows, span_C2, scoring)
+    if score_SH.shape[1] == 1:
+        return ops.select_span_topk(score_SH[:, 0].contiguous(), span_C2, keep)
+    # Doubles: float32 weights of far rows would all be 0 and tie.
+    score_SH = score_SH.double()
+    length_C = (span_C2[:, 1] - span_C2[:, 0]).clamp(min=0)
+    owner_S = torch.repeat_interleave(length_C)
+    shape = (len(span_C2), score_SH.shape[1])
+    owner_SH = owner_S[:, None].expand_as(score_SH)
+    top_CH = score_SH.new_full(shape, -torch.inf).scatter_reduce(0, owner_SH, score_SH, "amax")
+    weight_SH = torch.exp(score_SH - top_CH[owner_S])
+    total_CH = score_SH.new_zeros(shape).index_add(0, owner_S, weight_SH)
+    return ops.select_span_topk((weight_SH / total_CH[owner_S]).mean(1), span_C2, keep)
+
+
+@torch.no_grad()
+def describe_codes(
+    name: str, codes: Codes, span_C2: Tensor, kept_CK: Tensor, measure: Measure
+) -> Level:
+    """Say what a stage that compares codes kept."""
+    kept_CK = kept_CK[:, : max(int((kept_CK >= 0).sum(1).max()), 1)] if len(kept_CK) else kept_CK
+    distance_S = code_distance(codes, span_C2, measure)
+    length_C = (span_C2[:, 1] - span_C2[:, 0]).clamp(min=0)
+    place_CK = (length_C.cumsum(0) - length_C - span_C2[:, 0])[:, None] + kept_CK
+    real_CK = kept_CK >= 0
+    if not len(distance_S):
+        return Level(name, kept_CK, torch.zeros(kept_CK.shape, device=kept_CK.device))
+    distance_CK = distance_S[torch.where(real_CK, place_CK, 0)]
+    return Level(name, kept_CK, (1 - distance_CK / widest(codes, measure)) * real_CK)
+
 
 def describe_level(
     name: str,
@@ -137,7 +261,9 @@ def describe_level(
     """
     with torch.no_grad():
         if selection.kept_CK is not None:
-            row_CN, mask_CN = selection.kept_CK.clamp(min=0), selection.kept_CK >= 0
+            # Ties go to the later row, so rows stand in time order.
+            row_CN = selection.kept_CK.sort(1).values
+            row_CN, mask_CN = row_CN.clamp(min=0), row_CN >= 0
         else:
             row_CN, mask_CN = reference.rows_of_span(selection.span_C2)
         score_CHN = reference.score_rows(rows, row_CN, mask_CN, scoring)

@@ -6,19 +6,30 @@ from typing import Literal
 
 from torch import Tensor
 
-from lcn.backbones.base import Backbone, Features, History, Interest, Query, describe_level
+from lcn.backbones.base import (
+    Backbone,
+    Features,
+    History,
+    Interest,
+    Query,
+    describe_level,
+    final_attention,
+    rank_by_weight,
+)
 from lcn.config import Config as BaseConfig
-from lcn.nn.attention import ContextTable, Selection, TargetAttention
+from lcn.nn.attention import Selection
 from lcn.ops import Scoring
 
 
 class FullAttention(Backbone[History]):
     """Multi-head target attention over all N rows, no search stage.
 
-    Source: DIN-style attention in the multi-head form that SIM, ETA and TWIN use as their final
-    stage; the upper reference of the comparison (the paper does not report it).
+    The form that SIM, ETA and TWIN use as their final stage; the LCN paper does not report it.
     Cost per candidate: H N (D + context) multiply-adds in the forward pass.
     """
+
+    source = "DIN-style attention (arXiv 1706.06978) over the whole history, multi-head"
+    assumes = "source-domain events; uses event context fields where there are some"
 
     class Config(BaseConfig):
         """Settings."""
@@ -30,12 +41,7 @@ class FullAttention(Backbone[History]):
 
     def __init__(self, config: FullAttention.Config, features: Features) -> None:
         super().__init__()
-        context = ContextTable(
-            features.event_context, features.context_width, recency=True, std=features.init_std
-        )
-        self.attention = TargetAttention(
-            features.item_width, config.width, config.heads, context, output=True
-        )
+        self.attention = final_attention(features, config.width, config.heads, "all")
         self.width = config.width
 
     def encode(self, history: History) -> History:
@@ -57,3 +63,7 @@ class FullAttention(Backbone[History]):
     def final_scoring(self, query: Query) -> Scoring:
         """Scores of the final stage over any rows."""
         return self.attention.scoring(query.vector_CD, query.time_C)
+
+    def preceding(self, state: History, query: Query, span_C2: Tensor, keep: int) -> Tensor:
+        """Nothing precedes: the final ranking itself."""
+        return rank_by_weight(state.rows, span_C2, self.final_scoring(query), keep)

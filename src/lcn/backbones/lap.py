@@ -8,29 +8,45 @@ interest = [CSA ‖ MSA ‖ FSA]
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lcn.backbones.base import Backbone, Features, History, Interest, Query, describe_level
+from lcn.backbones.base import Backbone, Features, History, Interest, Level, Query, describe_level
 from lcn.config import Config as BaseConfig
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.ops import Scoring
+from lcn.ops import HistoryRows, Scoring
 
 PyramidNorm = Literal["softmax", "mean", "raw", "raw_ln"]
 
 
-class Lap(Backbone[History]):
+@dataclass(frozen=True, slots=True)
+class LapState:
+    """Rows as the highest level reads them and as the complete scope does."""
+
+    rows: HistoryRows
+    complete: HistoryRows
+
+
+class Lap(Backbone[LapState]):
     """The three-level pyramid.
 
-    Source: LCN (arXiv 2312.06424), section 4.2, Eq. 7-13.
+    A candidate without history has the zero vector as interest. With `model.search_table: own` the
+    complete scope scores rows by their search vectors and pools their item vectors.
     Deviations: Eq. 7 is read as an inner product; Eq. 8 and 10 are softmax-weighted by default
-    (`norm: raw` is the literal sum); Eq. 13's mean over one query is the identity
-    (`fsa_query: sequence` reads it as self-attention). See docs/paper.md.
+    (`norm: raw` is the literal sum); √d of Eq. 11 is the head's width; Eq. 13's mean over one
+    query is the identity (`fsa_query: sequence` reads it as self-attention, each kept row asking
+    together with the candidate).
     Cost per candidate: N D + K1 (D + context) + K2 H (D + context) multiply-adds.
     """
+
+    source = "LCN (arXiv 2312.06424), section 4.2, Eq. 7-13"
+    assumes = "source-domain events; uses event context fields where there are some"
+    searches = True
 
     class Config(BaseConfig):
         """Settings; K1 / K2 = 200 / 50 is the paper's LCN-200-50."""
@@ -93,53 +109,84 @@ class Lap(Backbone[History]):
             + width * config.use_fsa
         )
 
-    def encode(self, history: History) -> History:
+    def encode(self, history: History) -> LapState:
         """Rows are read as they are; projections are absorbed into the queries."""
-        return history
+        complete = history.for_both(history.rows.without_context())
+        only_csa = self.msa is None and self.fsa is None
+        return LapState(complete if only_csa else history.rows, complete)
 
     def attend(
-        self, state: History, query: Query, span_C2: Tensor, *, levels: bool = False
+        self, state: LapState, query: Query, span_C2: Tensor, *, levels: bool = False
     ) -> Interest:
         """Climb the pyramid."""
-        config, rows = self.config, state.rows
-        bare = rows.without_context()
-        whole = Selection(span_C2=span_C2)
+        config, whole = self.config, Selection(span_C2=span_C2)
         csa = self._csa_scoring(query)
         after_csa = (config.k1 if config.use_msa else config.k2) if self._narrows() else 0
-        complete = whole.pool(bare, csa, _op_norm(config.norm_csa), keep=after_csa)
+        complete = whole.pool(state.complete, csa, _op_norm(config.norm_csa), keep=after_csa)
         parts = []
         if config.use_csa_output:
-            parts.append(self.csa_norm(complete.vector_CHD[:, 0]))
+            # With a search table of its own a row is [search ‖ item]: the item is pooled.
+            item_CD = complete.vector_CHD[:, 0, -query.vector_CD.shape[1] :]
+            parts.append(self.csa_norm(item_CD))
         selection = Selection(kept_CK=complete.kept_CK) if after_csa else whole
-        seen_by_msa = selection
+        seen = {"complete": whole, "median": selection}
         if self.msa is not None:
             msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
             keep = config.k2 if config.use_fsa else 0
-            median = selection.pool(rows, msa, _op_norm(config.norm_msa), keep=keep)
+            median = selection.pool(state.rows, msa, _op_norm(config.norm_msa), keep=keep)
             if config.use_msa_output:
                 parts.append(self.msa_norm(self.msa.values(median)))
             selection = Selection(kept_CK=median.kept_CK) if keep else selection
         if self.fsa is not None:
-            parts.append(self._focused(state, selection, query))
-        found = ()
-        if levels:
-            found = (describe_level("complete", bare, whole, csa, config.k1 or _longest(span_C2)),)
-            if self.msa is not None:
-                msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
-                found += (describe_level("median", rows, seen_by_msa, msa, config.k2),)
-            if self.fsa is not None:
-                scoring = self.final_scoring(query)
-                found += (describe_level("focused", rows, selection, scoring, config.k2),)
+            parts.append(self._focused(state.rows, selection, query))
+            seen["focused"] = selection
         vector_CW = torch.cat(parts, 1) if parts else query.vector_CD[:, :0]
-        return Interest(vector_CW, levels=found)
+        has_rows_C1 = (span_C2[:, 1] > span_C2[:, 0])[:, None]
+        described = self._describe(state, query, seen) if levels else ()
+        return Interest(vector_CW * has_rows_C1, levels=described)
 
     def final_scoring(self, query: Query) -> Scoring:
-        """Scores of the highest level in use over any rows."""
+        """Scores of the highest level in use over any rows (of the candidate's own query)."""
         if self.fsa is not None:
             return self.fsa.scoring(query.vector_CD, query.time_C)
         if self.msa is not None:
             return self.msa.scoring(query.vector_CD, query.time_C, heads=1)
         return self._csa_scoring(query)
+
+    @torch.no_grad()
+    def preceding(self, state: LapState, query: Query, span_C2: Tensor, keep: int) -> Tensor:
+        """The real cascade: the median scope's ranking of what the complete scope passes."""
+        csa, whole = self._csa_scoring(query), Selection(span_C2=span_C2)
+        if self.msa is None or self.fsa is None:
+            return _best(whole, state.complete, csa, keep)
+        selection = whole
+        if self.config.k1:
+            selection = Selection(kept_CK=_best(whole, state.complete, csa, self.config.k1))
+        msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
+        return _best(selection, state.rows, msa, keep)
+
+    def passing(self, k1: int) -> Lap:
+        """The same trained pyramid with another K1, sharing all parameters (Figure 5b)."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"k1": k1})
+        return other
+
+    def _describe(
+        self, state: LapState, query: Query, seen: dict[str, Selection]
+    ) -> tuple[Level, ...]:
+        config = self.config
+        span_C2 = seen["complete"].span_C2
+        assert span_C2 is not None
+        k1 = config.k1 or _longest(span_C2)
+        csa = self._csa_scoring(query)
+        found = (describe_level("complete", state.complete, seen["complete"], csa, k1),)
+        if self.msa is not None:
+            msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
+            found += (describe_level("median", state.rows, seen["median"], msa, config.k2),)
+        if self.fsa is not None:
+            final = self.final_scoring(query)
+            found += (describe_level("focused", state.rows, seen["focused"], final, config.k2),)
+        return found
 
     def _narrows(self) -> bool:
         """Whether the complete scope passes fewer than all rows to a next level."""
@@ -147,23 +194,28 @@ class Lap(Backbone[History]):
         return config.k1 > 0 if config.use_msa else config.use_fsa
 
     def _csa_scoring(self, query: Query) -> Scoring:
+        query_CD = query.search_vector_CD
         scaled = self.config.norm_csa == "softmax"
-        scale = 1 / math.sqrt(query.vector_CD.shape[1]) if scaled else 1.0
-        query_CHD = (query.vector_CD * scale)[:, None, :]
-        return Scoring(query_CHD, query_CHD.new_zeros(len(query_CHD), 1, 0))
+        scale = 1 / math.sqrt(query_CD.shape[1]) if scaled else 1.0
+        query_CHD = (query_CD * scale)[:, None, :]
+        bias_CHV = query_CHD.new_zeros(len(query_CHD), 1, 0)
+        return query.for_both(Scoring(query_CHD, bias_CHV))
 
-    def _focused(self, state: History, selection: Selection, query: Query) -> Tensor:
+    def _focused(self, rows: HistoryRows, selection: Selection, query: Query) -> Tensor:
         assert self.fsa is not None
         if self.config.fsa_query == "sequence":
-            heads_CB = self._self_attention(state, selection, query)
-        else:
-            heads_CB = self.fsa(state.rows, selection, query.vector_CD, query.time_C)
+            return self._self_attention(rows, selection, query)
+        heads_CB = self.fsa(rows, selection, query.vector_CD, query.time_C)
+        return self._feed_forward(heads_CB, query.vector_CD)
+
+    def _feed_forward(self, heads_CB: Tensor, query_CD: Tensor) -> Tensor:
+        """Eq. 12, with a residual if configured."""
         out_CB = self.ffn(heads_CB)
         if self.config.fsa_residual:
-            return self.residual_norm(out_CB + self.residual(query.vector_CD))
+            return self.residual_norm(out_CB + self.residual(query_CD))
         return out_CB
 
-    def _self_attention(self, state: History, selection: Selection, query: Query) -> Tensor:
+    def _self_attention(self, rows: HistoryRows, selection: Selection, query: Query) -> Tensor:
         """The literal Eq. 13: every kept row asks (with the candidate), answers are averaged.
 
         Absorbing makes each row's question one more query of its own over the kept rows.
@@ -171,20 +223,25 @@ class Lap(Backbone[History]):
         assert self.fsa is not None and selection.kept_CK is not None
         kept_CK = selection.kept_CK
         count, k2 = kept_CK.shape
-        if not len(state.rows.item_T):
+        if not len(rows.item_T):
             return query.vector_CD.new_zeros(count, self.fsa.width)
-        row_CKD = state.rows.vector_ID[state.rows.item_T[kept_CK.clamp(min=0)].long()]
+        row_CKD = rows.vector_ID[rows.item_T[kept_CK.clamp(min=0)].long()]
         asked_B = self.sequence_query(row_CKD).flatten(0, 1)
+        repeated_D = query.vector_CD.repeat_interleave(k2, 0)
         scoring = self.fsa.scoring(
-            query.vector_CD.repeat_interleave(k2, 0),
-            query.time_C.repeat_interleave(k2, 0),
-            extra_CB=asked_B,
+            repeated_D, query.time_C.repeat_interleave(k2, 0), extra_CB=asked_B
         )
         repeated = Selection(kept_CK=kept_CK.repeat_interleave(k2, 0))
-        pool = repeated.pool(state.rows, scoring, "softmax")
-        answer_CKB = self.fsa.values(pool).unflatten(0, (count, k2))
+        heads_B = self.fsa.values(repeated.pool(rows, scoring, "softmax"))
+        answer_CKB = self._feed_forward(heads_B, repeated_D).unflatten(0, (count, k2))
         real_CK1 = (kept_CK >= 0)[..., None]
         return (answer_CKB * real_CK1).sum(1) / real_CK1.sum(1).clamp(min=1)
+
+
+def _best(selection: Selection, rows: HistoryRows, scoring: Scoring, keep: int) -> Tensor:
+    kept_CK = selection.pool(rows, scoring, "softmax", keep=keep).kept_CK
+    assert kept_CK is not None
+    return kept_CK
 
 
 def _op_norm(norm: PyramidNorm) -> Literal["softmax", "mean", "raw"]:
@@ -192,4 +249,4 @@ def _op_norm(norm: PyramidNorm) -> Literal["softmax", "mean", "raw"]:
 
 
 def _longest(span_C2: Tensor) -> int:
-    return max(int((span_C2[:, 1] - span_C2[:, 0]).max()), 1)
+    return max(int((span_C2[:, 1] - span_C2[:, 0]).max()) if len(span_C2) else 0, 1)

@@ -51,6 +51,12 @@ def _compare() -> click.Command:
     return compare
 
 
+def _models() -> click.Command:
+    from lcn.cli.models import models
+
+    return models
+
+
 def _demo() -> click.Command:
     from lcn.cli.demo import demo
 
@@ -64,6 +70,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "evaluate": ("Measure a trained run, with intervals.", _evaluate),
     "predict": ("Write a run's click probabilities.", _predict),
     "compare": ("Compare runs, pair by pair.", _compare),
+    "models": ("List backbones and objectives.", _models),
     "demo": ("The whole way on real logs, in minutes.", _demo),
 }
 

@@ -41,9 +41,9 @@ def evaluate(
     if as_json:
         click.echo(results_json(rows))
         return
-    from rich.console import Console
+    from lcn.cli.output import result_console
 
-    Console().print(results_table(rows))
+    result_console().print(results_table(rows))
     if len(runs) > 1:
         click.echo(f"next: lcn compare {' '.join(str(run) for run in runs)}")
 
@@ -58,8 +58,8 @@ def predict(run: Path, out: Path, split: str, dataset: str | None) -> None:
 
     Columns: user and item as named in the logs, time (UTC milliseconds), label, probability.
     """
-    from lcn.train.predictions_table import write_predictions
     from lcn.train import open_run
+    from lcn.train.predictions_table import write_predictions
 
     opened = open_run(run, dataset)
     rows = write_predictions(opened, split, out)  # type: ignore[arg-type]

@@ -10,14 +10,24 @@ items table as `items.<column>`. docs/data.md has a complete example.
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from lcn.config import Config, load_config
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads an unquoted 2024-03-09 as a date; here it is the text again."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Moment = Annotated[str, BeforeValidator(_as_text)]
+"""ISO date or date-time."""
 
 
 class Csv(Config):
@@ -112,9 +122,9 @@ class SplitRule(Config):
     With shares, the bounds are moved to the next impression time, so equal times stay together.
     """
 
-    validation_from: str | None = None
+    validation_from: Moment | None = None
     """ISO date or date-time in `timezone`."""
-    test_from: str | None = None
+    test_from: Moment | None = None
     validation_share: float = 0.1
     test_share: float = 0.1
 
@@ -128,9 +138,9 @@ class SplitRule(Config):
 class Limits(Config):
     """When input stops being plausible."""
 
-    earliest: str = "1990-01-01"
+    earliest: Moment = "1990-01-01"
     """Times before this are rejected as absurd (wrong unit, zero, negative)."""
-    latest: str | None = None
+    latest: Moment | None = None
     """Times after this are rejected as from the future; default: one day after now at run time
     is *not* used, since results must not depend on the clock: 2100-01-01."""
     max_rejected_share: float = 0.01

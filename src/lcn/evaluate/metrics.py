@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lcn.evaluate.checks import (
     Float64,
@@ -156,10 +156,10 @@ def log_loss(logit_S: ArrayLike, label_S: ArrayLike) -> float:
     return float(losses(logit_S, checked_label(label_S, len(logit_S))).mean())
 
 
-def losses(logit_S: Float64, label_S: ArrayLike) -> Float64:
+def losses(logit_S: Float64, label_S: NDArray[np.integer]) -> Float64:
     """Negative log likelihood of each impression: log(1 + exp z) - y z, without overflow."""
     softplus_S = np.maximum(logit_S, 0.0) + np.log1p(np.exp(-np.abs(logit_S)))
-    return softplus_S - logit_S * label_S
+    return softplus_S - logit_S * label_S.astype(np.float64)
 
 
 def calibration(probability_S: ArrayLike, label_S: ArrayLike, bins: int = BINS) -> Calibration:
@@ -196,7 +196,7 @@ def measure(predictions: Predictions, bins: int = BINS) -> Metrics:
     by_user = grouped(ranks.auc_U, ranks.impressions_U)
     table = _calibration(ranking, sigmoid(logit_S), label_S, bins)
     return Metrics(
-        auc=_auc(ranking, label_S.astype(np.float64), 1.0 - label_S),
+        auc=_auc(ranking, label_S.astype(np.float64), (1 - label_S).astype(np.float64)),
         gauc=by_user.value,
         gauc_coverage=by_user.coverage,
         log_loss=float(losses(logit_S, label_S).mean()),

@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,8 +84,8 @@ class Predictions:
         path = Path(path)
         facts = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in _FACTS}}
         partial = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 np.savez(
                     file,
@@ -94,7 +95,8 @@ class Predictions:
                 )
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise DataError(
                 f"cannot write predictions to {path}: {error.strerror}; free some space or "
                 "choose another folder"

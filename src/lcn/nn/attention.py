@@ -88,6 +88,16 @@ class Selection:
         return ops.span_pool(rows, self.span_C2, scoring, norm, keep)
 
 
+def project_values(
+    pool: Pool, context: ContextTable, value_BX: Float[Tensor, "B X"]
+) -> Float[Tensor, "C B"]:
+    """Project pooled rows [item ‖ context] with W_V per head and concatenate the heads."""
+    heads = pool.vector_CHD.shape[1]
+    pooled_CHX = torch.cat([pool.vector_CHD, context.sum(pool.weight_CHV)], -1)
+    value_HBX = value_BX.unflatten(0, (heads, -1))
+    return torch.einsum("chx,hbx->chb", pooled_CHX, value_HBX).flatten(1)
+
+
 class TargetAttention(nn.Module):
     """Scaled dot-product attention whose only query is the candidate.
 
@@ -150,10 +160,7 @@ class TargetAttention(nn.Module):
 
     def values(self, pool: Pool) -> Float[Tensor, "C B"]:
         """Project pooled rows: W_V per head, heads concatenated, W_O if there is one."""
-        heads = pool.vector_CHD.shape[1]
-        pooled_CHX = torch.cat([pool.vector_CHD, self.context.sum(pool.weight_CHV)], -1)
-        value_HBX = self.value_BX.unflatten(0, (heads, -1))
-        value_CB = torch.einsum("chx,hbx->chb", pooled_CHX, value_HBX).flatten(1)
+        value_CB = project_values(pool, self.context, self.value_BX)
         return self.output(value_CB) if self.output is not None else value_CB
 
     def forward(

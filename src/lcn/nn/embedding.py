@@ -6,6 +6,7 @@ Shapes: N anything, F fields, W width per field, D item width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from lcn.config import Config
 from lcn.schema import FIRST_VALUE, Field
+
+SPARSE_FROM = 2048
+"""Tables with at least this many rows are updated row by row, unless configured otherwise."""
 
 
 class FieldEmbedding(nn.Module):
@@ -30,7 +34,7 @@ class FieldEmbedding(nn.Module):
         """normal: N(0, std²); xavier: uniform, the paper's, nearly zero for large tables."""
         std: float = 0.05
         """Standard deviation of `normal`."""
-        sparse_from: int = 2048
+        sparse_from: int = SPARSE_FROM
         """Tables with at least this many rows are updated row by row."""
 
     def __init__(self, config: FieldEmbedding.Config, fields: Sequence[Field], width: int) -> None:
@@ -77,3 +81,25 @@ class ItemEncoder(nn.Module):
     def forward(self, item_IF: Int[Tensor, "I F"]) -> Float[Tensor, "I D"]:
         """Encode unique items."""
         return self.project(self.embed(item_IF))
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The embeddings of a model, for losses on them."""
+
+    item: ItemEncoder
+    """Of the items that losses see."""
+    profile: FieldEmbedding
+    candidate: FieldEmbedding
+    item_moves: bool = True
+    """False: losses do not move item vectors or item fields."""
+
+    def encode_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """Vectors of items by their fields."""
+        vector_ND = self.item(item_NF.long())
+        return vector_ND if self.item_moves else vector_ND.detach()
+
+    def embed_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N FW"]:
+        """Embeddings of items' fields, concatenated."""
+        embedded_NZ = self.item.embed(item_NF.long())
+        return embedded_NZ if self.item_moves else embedded_NZ.detach()

@@ -2,6 +2,7 @@
 
 Positive pairs, one of each type per user: two target items (PT), two source items (PS), one of
 each domain (PC), all from the user's short-term histories. Negative pairs join two users.
+Shapes: U users, L places of a short-term history, V users with a positive pair, M negative pairs.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
-from lcn.objectives.base import Objective, View
-from lcn.objectives.contrast import cosine_rows, draw_rows, info_nce, unit
+from lcn.data.batch import Rows
+from lcn.objectives.base import Objective, Setup, View
+from lcn.objectives.contrast import cosine_rows, info_nce, unit
+from lcn.objectives.draw import below, pick_one
+from lcn.objectives.stream import newest_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Pairs:
     second_U: Int[Tensor, " U"]
 
     @property
-    def valid_U(self) -> Tensor:
+    def valid_U(self) -> Bool[Tensor, " U"]:
         """Users that have such a pair."""
         return (self.first_U >= 0) & (self.second_U >= 0)
 
@@ -35,12 +39,15 @@ class Pairs:
 class Crp(Objective):
     """L_CRP = l_PT L_PT + l_PS L_PS + l_PC L_PC.
 
-    Source: LCN (arXiv 2312.06424), section 4.1, Eq. 3-6.
-    Forms (docs/paper.md): `paper` is Eq. 3-5 as written, negative pairs shared by the batch and no
-    positive in the denominator; `anchored` gives each positive the negatives of its own anchor;
-    `infonce` adds the positive to the denominator.
-    Deviations: a user counts once per batch; negatives that are the anchor's own item are masked.
+    Forms (docs/models/crp.md): `paper` is Eq. 3-5 as written, negative pairs shared by the batch
+    and no positive in the denominator; `anchored` gives each positive the negatives of its own
+    anchor; `infonce` adds the positive to the denominator.
+    Deviations: a user counts once per batch; in the last two forms another user's item that
+    equals either member of the positive is no negative.
     """
+
+    source = "LCN (Cross Representation Production), KDD 2024, arXiv 2312.06424, Eq. 3-6"
+    assumes = "users with short-term events in both domains; several users in a batch"
 
     class Config(BaseConfig):
         """Settings; the paper states none of the values."""
@@ -58,64 +65,114 @@ class Crp(Objective):
         warmup: int = 0
         """Steps over which the weight rises linearly from 0."""
 
-    def __init__(self, config: Crp.Config) -> None:
+    def __init__(self, config: Crp.Config, setup: Setup) -> None:
         super().__init__()
         self.config = config
         self.weight = config.weight
 
     def forward(self, view: View) -> Float[Tensor, ""]:
         """Sum of the three weighted terms; see the class."""
-        config = self.config
-        target_U2, source_U2 = view.user_spans()
-        target = _draw_pair(view.batch.target.item_T, target_U2, view.generator)
-        source = _draw_pair(view.batch.source.item_T, source_U2, view.generator)
-        cross = Pairs(
-            _draw_item(view.batch.target.item_T, target_U2, view.generator),
-            _draw_item(view.batch.source.item_T, source_U2, view.generator),
-        )
-        total = view.item_ID.sum() * 0.0
-        terms = ((config.weight_pt, target), (config.weight_ps, source), (config.weight_pc, cross))
-        for weight, pairs in terms:
+        config, batch, latest_U = self.config, view.batch, view.latest_candidates()
+        target_UL = _short_items(batch.target, batch.short_target_C2[latest_U])
+        source_UL = _short_items(batch.source, batch.short_source_C2[latest_U])
+        total = view.zero()
+        for weight, first_UL, second_UL in (
+            (config.weight_pt, target_UL, target_UL),
+            (config.weight_ps, source_UL, source_UL),
+            (config.weight_pc, target_UL, source_UL),
+        ):
             if weight:
-                total = total + weight * self.contrast(pairs, view.item_ID, view.generator)
+                total = total + weight * self._term(first_UL, second_UL, view)
         rise = min((view.step + 1) / config.warmup, 1.0) if config.warmup else 1.0
         return rise * total
 
-    def contrast(
-        self, pairs: Pairs, item_ID: Float[Tensor, "I D"], generator: torch.Generator
-    ) -> Float[Tensor, ""]:
-        """One of L_PT, L_PS, L_PC; 0 when fewer than two users have a pair."""
-        user_V = pairs.valid_U.nonzero()[:, 0]
-        if len(user_V) < 2:
-            return item_ID.sum() * 0.0
-        first_V, second_V = pairs.first_U[user_V], pairs.second_U[user_V]
-        x_VD, y_VD = item_ID[first_V], item_ID[second_V]
-        positive_V = cosine_rows(x_VD, y_VD) / self.config.temperature
-        if self.config.form == "paper":
-            return self._shared_negatives(positive_V, x_VD, y_VD, generator)
-        logit_VV = unit(x_VD) @ unit(y_VD).T / self.config.temperature
-        same_user_VV = torch.eye(len(user_V), dtype=torch.bool, device=item_ID.device)
-        same_item_VV = first_V[:, None] == second_V[None, :]
-        allowed_VV = ~(same_user_VV | same_item_VV)
-        if self.config.form == "infonce":
-            return info_nce(logit_VV, allowed_VV, positive_V).mean()
+    def _term(self, first_UL: Tensor, second_UL: Tensor, view: View) -> Tensor:
+        """One of L_PT, L_PS, L_PC; 0 without a positive or without a negative."""
+        pairs = draw_pairs(first_UL, second_UL, view)
+        if not pairs.valid_U.any():
+            return view.zero()
+        if self.config.form != "paper":
+            return self._anchored(pairs, view)
+        count = self.config.negatives or int(pairs.valid_U.sum())
+        a_M, b_M = draw_negatives(first_UL, second_UL, count, view.generator)
+        if not len(a_M):
+            return view.zero()
+        item_ID, tau = view.item_ID, self.config.temperature
+        valid_U = pairs.valid_U
+        first_V, second_V = pairs.first_U[valid_U], pairs.second_U[valid_U]
+        positive_V = cosine_rows(item_ID[first_V], item_ID[second_V]) / tau
+        negative_M = cosine_rows(item_ID[a_M], item_ID[b_M]) / tau
+        return torch.logsumexp(negative_M, 0) - positive_V.mean()
+
+    def _anchored(self, pairs: Pairs, view: View) -> Tensor:
+        """The second members of other users' positives are each anchor's negatives."""
+        valid_U, tau = pairs.valid_U, self.config.temperature
+        first_V, second_V = pairs.first_U[valid_U], pairs.second_U[valid_U]
+        x_VD, y_VD = unit(view.item_ID[first_V]), unit(view.item_ID[second_V])
+        positive_V = (x_VD * y_VD).sum(1) / tau
+        key_I = view.item_keys()
+        x_key_V, y_key_V = key_I[first_V], key_I[second_V]
+        same_VV = (x_key_V[:, None] == y_key_V) | (y_key_V[:, None] == y_key_V)
+        # Each user stands here once, so the diagonal is "the same user"; its keys are equal too.
+        allowed_VV = ~same_VV
         has_negative_V = allowed_VV.any(1)
-        # Anchors without any negative would have log 0; they are left out of the mean.
-        safe_VV = logit_VV.masked_fill(~allowed_VV, -torch.inf)[has_negative_V]
-        loss_V = torch.logsumexp(safe_VV, 1) - positive_V[has_negative_V]
+        logit_VV = (x_VD @ y_VD.T / tau)[has_negative_V]
+        allowed_VV, positive_V = allowed_VV[has_negative_V], positive_V[has_negative_V]
+        if self.config.form == "infonce":
+            loss_V = info_nce(logit_VV, allowed_VV, positive_V)
+        else:
+            others_VV = logit_VV.masked_fill(~allowed_VV, -torch.inf)
+            loss_V = torch.logsumexp(others_VV, 1) - positive_V
         return loss_V.sum() / max(len(loss_V), 1)
 
-    def _shared_negatives(
-        self, positive_V: Tensor, x_VD: Tensor, y_VD: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Eq. 3-5 to the letter: M cross-user pairs that every positive of the batch shares."""
-        users = len(x_VD)
-        count = self.config.negatives or users
-        i_M = torch.arange(count, device=x_VD.device) % users
-        shift_M = torch.randint(1, users, (count,), generator=generator)
-        negative_M = cosine_rows(x_VD[i_M], y_VD[(i_M + shift_M) % users])
-        log_sum = torch.logsumexp(negative_M / self.config.temperature, 0)
-        return log_sum - positive_V.mean()
+
+def draw_pairs(first_UL: Int[Tensor, "U L"], second_UL: Int[Tensor, "U M"], view: View) -> Pairs:
+    """One positive pair per user: a uniform place of the first history, then one of the second.
+
+    Within one history (PT, PS) the second place is uniform over those of another item.
+    """
+    key_I = view.item_keys()
+    first_U = _item_at(first_UL, pick_one(first_UL >= 0, view.generator))
+    valid_UM = second_UL >= 0
+    if first_UL is second_UL and len(key_I):
+        first_key_U = key_I[first_U.clamp(min=0)]
+        valid_UM = valid_UM & (key_I[second_UL.clamp(min=0)] != first_key_U[:, None])
+    second_U = _item_at(second_UL, pick_one(valid_UM, view.generator))
+    return Pairs(first_U, second_U)
+
+
+def draw_negatives(
+    first_UL: Int[Tensor, "U L"],
+    second_UL: Int[Tensor, "U M"],
+    count: int,
+    generator: torch.Generator,
+) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+    """Negative pairs shared by the batch: items of two different users each.
+
+    The first user is uniform among those with a first history, the second among the *other* users
+    with a second one; then a uniform place of each.
+
+    Returns:
+        a_M, b_M: items; fewer than `count` (or none) where a first user has no counterpart.
+    """
+    first_A = (first_UL >= 0).any(1).nonzero()[:, 0]
+    second_B = (second_UL >= 0).any(1).nonzero()[:, 0]
+    if not len(first_A) or not len(second_B):
+        return first_A[:0], second_B[:0]
+    user_M = first_A[below(torch.full_like(first_A[:1], len(first_A)).expand(count), generator)]
+    # Skipping the first user's own place keeps the draw over the others uniform.
+    own_M = torch.searchsorted(second_B, user_M)
+    is_own_M = second_B[own_M.clamp(max=len(second_B) - 1)] == user_M
+    others_M = len(second_B) - is_own_M.long()
+    place_M = below(others_M, generator)
+    place_M = place_M + (is_own_M & (place_M >= own_M)).long()
+    possible_M = others_M > 0
+    user_M, other_M = user_M[possible_M], second_B[place_M[possible_M]]
+    a_UL, b_UL = first_UL[user_M], second_UL[other_M]
+    return (
+        _item_at(a_UL, pick_one(a_UL >= 0, generator)),
+        _item_at(b_UL, pick_one(b_UL >= 0, generator)),
+    )
 
 
 def chance_level(negatives: int, form: Literal["paper", "anchored", "infonce"]) -> float:
@@ -123,19 +180,16 @@ def chance_level(negatives: int, form: Literal["paper", "anchored", "infonce"]) 
     return math.log(negatives + (form == "infonce"))
 
 
-def _draw_item(item_T: Tensor, span_U2: Tensor, generator: torch.Generator) -> Tensor:
-    row_U = draw_rows(span_U2, generator)
-    if not len(item_T):
-        return row_U
-    return torch.where(row_U >= 0, item_T[row_U.clamp(min=0)].long(), -1)
+def _short_items(rows: Rows, span_U2: Tensor) -> Tensor:
+    """Items of short-term histories, -1 behind them."""
+    row_UL = newest_rows(span_U2)
+    if not len(rows.item_T):
+        return row_UL[:, :0]
+    return torch.where(row_UL >= 0, rows.item_T[row_UL.clamp(min=0)].long(), -1)
 
 
-def _draw_pair(item_T: Tensor, span_U2: Tensor, generator: torch.Generator) -> Pairs:
-    """Two rows of different items: a few redraws, then the user is left out of the term."""
-    first_U = _draw_item(item_T, span_U2, generator)
-    second_U = _draw_item(item_T, span_U2, generator)
-    for _ in range(8):
-        again_U = _draw_item(item_T, span_U2, generator)
-        second_U = torch.where(second_U == first_U, again_U, second_U)
-    different_U = second_U != first_U
-    return Pairs(torch.where(different_U, first_U, -1), torch.where(different_U, second_U, -1))
+def _item_at(item_UL: Tensor, place_U: Tensor) -> Tensor:
+    if not item_UL.shape[1]:
+        return place_U
+    found_U = item_UL.gather(1, place_U.clamp(min=0)[:, None])[:, 0]
+    return torch.where(place_U >= 0, found_U, -1)

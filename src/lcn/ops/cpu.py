@@ -40,8 +40,9 @@ def kept_pool(
 ) -> Pool:
     """`lcn.ops.kept_pool`, in blocks."""
     real_CK = kept_CK >= 0
-    end_C = real_CK.sum(1).cumsum(0)
-    span_C2 = torch.stack([torch.cat([end_C.new_zeros(1), end_C[:-1]]), end_C], 1)
+    count_C = real_CK.sum(1)
+    end_C = count_C.cumsum(0)
+    span_C2 = torch.stack([end_C - count_C, end_C], 1)
     task = _task(rows, span_C2, kept_CK[real_CK], scoring, norm)
     return _pool(rows, scoring, task, keep, kept_CK.dtype)
 
@@ -81,6 +82,26 @@ def select_span_topk(score_S: Tensor, span_C2: Tensor, k: int) -> Tensor:
 
     on_threads(select, len(shares))
     return kept_CK
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from the user's cache.
+
+    Compiling takes about half a minute of one core, once per machine and version of these files;
+    loading takes about half a second. Without this call the first op does it.
+    """
+    rows = HistoryRows(
+        torch.zeros(1, 1, requires_grad=True),
+        torch.zeros(1, dtype=torch.int32),
+        torch.zeros(1, 0, dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int64),
+    )
+    span_C2 = torch.tensor([[0, 1]])
+    scoring = Scoring(torch.zeros(1, 1, 1), torch.zeros(1, 1, 0))
+    with torch.enable_grad():
+        pool = span_pool(rows, span_C2, scoring, "softmax", keep=1)
+        torch.autograd.grad(pool.vector_CHD.sum(), rows.vector_ID)
+    select_span_topk(span_score(rows, span_C2, scoring)[:, 0].contiguous(), span_C2, 1)
 
 
 def _flat_offsets(span_C2: np.ndarray) -> np.ndarray:

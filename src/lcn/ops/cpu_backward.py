@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lcn.ops.cpu_blocks import (
+    AHEAD,
     ROWS,
     SOFTMAX,
     WIDE_FROM,
@@ -108,17 +109,17 @@ def _backward_wide(task, out, slope, tile, pair_NRQ):
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         pair_RQ = pair_NRQ[(first - lo) // ROWS]
-        read_block(task, block, first, count, hi)
-        score_wide(block, both_DQ, pair_RQ)
+        high = read_block(task, block, first, count, hi)
+        score_wide(block, high, both_DQ, pair_RQ)
         find_buckets(task, block, count, c0)
         add_bias_wide(task, block, count, bias_VQ, pair_RQ, 2)
-        mask_wide(task, first, c0, c1, pair_RQ)
+        mask_wide(task, first, high, c0, c1, pair_RQ)
         pairs = pair_RQ.ctypes.data
         for q in range(0, half, LANE):
             score = pairs + 4 * q
-            _turn(task.norm, score, score + 4 * half, 8 * half, ROWS, q, lanes_4Q)
+            _turn(task.norm, score, score + 4 * half, 8 * half, high, q, lanes_4Q)
         gather_codes_wide(task, block, count, pair_RQ, half, lanes_4Q[3], total_VQ)
-        pool_wide(pair_RQ, half, block, pool_QD)
+        pool_wide(pair_RQ, half, block, high, pool_QD)
     for q in range(columns):
         for d in range(slope.query_QD.shape[1]):
             slope.query_QD[q0 + q, d] = pool_QD[q, d]
@@ -145,21 +146,21 @@ def _backward_narrow(task, out, slope, tile, pair_NQR):
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         pair_QR = pair_NQR[(first - lo) // ROWS]
-        read_block(task, block, first, count, hi)
-        score_narrow(block, both_QD, pair_QR)
+        high = read_block(task, block, first, count, hi)
+        score_narrow(block, high, both_QD, pair_QR)
         find_buckets(task, block, count, c0)
         for q in range(columns):
             c = q // task.heads
             score_R, slope_R = pair_QR[q], pair_QR[columns + q]
             add_bias_narrow(task, block, count, c, task.bias_QV[q0 + q], score_R)
             add_bias_narrow(task, block, count, c, slope.weight_QV[q0 + q], slope_R)
-            mask_narrow(task, first, c0 + c, score_R)
+            mask_narrow(task, first, high, c0 + c, score_R)
             score, place = score_R.ctypes.data, LANE * q
             half = 4 * ROWS * columns
-            _turn(task.norm, score, score + half, 4 * LANE, ROWS // LANE, place, lanes_4L)
+            _turn(task.norm, score, score + half, 4 * LANE, high // LANE, place, lanes_4L)
             total = np.sum(lanes_4L[3, place : place + LANE])
             gather_codes_narrow(task, block, count, c, slope_R, total, slope.bias_QV[q0 + q])
-            pool_narrow(slope_R, block, pool_QD[q])
+            pool_narrow(slope_R, block, high, pool_QD[q])
     slope.query_QD[q0 : q0 + columns] = pool_QD[:, :width]
 
 
@@ -228,9 +229,9 @@ def scatter_tiles(task, slope, step, grad_ID, share):
 
     `share` is (number of this worker, number of workers).
     """
-    width, ahead = grad_ID.shape[1], 8
+    width = grad_ID.shape[1]
     deep, bytes_per_row = padded(width, WIDTH), 4 * width
-    place_R, item_R = np.zeros(ROWS + ahead, np.int64), np.zeros(ROWS + ahead, np.int64)
+    place_R, item_R = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
     rest_D = np.zeros(WIDTH, np.float32)
     for n in range(step.first, step.last):
         tile_4 = step.tile_N4[n]
@@ -249,7 +250,7 @@ def scatter_tiles(task, slope, step, grad_ID, share):
             pairs += 4 * (step.start_N[n] + (first - tile[2]) * depth)
             found = _own_rows(task, first, count, share, place_R, item_R)
             for r in range(found):
-                soon = grad_ID.ctypes.data + bytes_per_row * item_R[min(r + ahead, found - 1)]
+                soon = grad_ID.ctypes.data + bytes_per_row * item_R[min(r + AHEAD, found - 1)]
                 for byte in range(0, bytes_per_row, 64):
                     prefetch(soon + byte)
                 item = item_R[r]

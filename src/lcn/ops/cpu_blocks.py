@@ -24,9 +24,11 @@ from lcn.ops.types import RECENCY_BUCKETS
 
 ROWS = 64
 """History rows of a block: 16 KB at D = 64."""
+AHEAD = 8
+"""Rows between asking for a vector and reading it."""
 MAX_COLUMNS = 32
 """Columns of a tile; more candidates of a user make another tile."""
-WIDE_FROM = 4
+WIDE_FROM = 5
 """Columns from which the wide layout pays for its padding."""
 SOFTMAX, MEAN, RAW = 0, 1, 2
 
@@ -56,7 +58,7 @@ class Block(NamedTuple):
     """Scratch for one block of rows."""
 
     vector_RD: np.ndarray
-    """[ROWS, D'], zero beyond D and beyond the last row."""
+    """[ROWS, D'], zero beyond D and in the rows that fill up the last eight."""
     row_R: np.ndarray
     time_R: np.ndarray
     bucket_CR: np.ndarray
@@ -86,27 +88,33 @@ def make_block(task, candidates):
 
 @kernel
 def read_block(task, block, first, count, end):
-    """Copy the vectors of `count` rows from `first` on; the next block is asked for meanwhile."""
-    width = task.vector_ID.shape[1]
-    line = 64
-    base, target = task.vector_ID.ctypes.data, block.vector_RD.ctypes.data
-    deep, whole = block.vector_RD.shape[1], width // LANE * LANE
+    """Copy the vectors of `count` rows from `first` on; those to come are asked for early.
+
+    Returns:
+        The number of rows with those that fill up the last lane, which are zero.
+    """
+    width, deep = task.vector_ID.shape[1], block.vector_RD.shape[1]
+    base, into = task.vector_ID.ctypes.data, block.vector_RD.ctypes.data
+    whole, line = width // LANE * LANE, 64
     for r in range(count):
-        t = task.row_L[first + r] if task.listed else np.int32(first + r)
+        soon = min(first + r + AHEAD, end - 1)
+        start = base + 4 * width * task.item_T[task.row_L[soon] if task.listed else soon]
+        for byte in range(0, 4 * width, line):
+            prefetch(start + byte)
+        t = task.row_L[first + r] if task.listed else first + r
         block.row_R[r] = t
-        item = np.int64(task.item_T[t])
-        start, into = base + 4 * width * item, target + 4 * deep * r
+        item = task.item_T[t]
+        start = base + 4 * width * item
         for d in range(0, whole, LANE):
             copy_lane(into + 4 * d, start + 4 * d)
         for d in range(whole, width):
             block.vector_RD[r, d] = task.vector_ID[item, d]
-    for r in range(count, ROWS):
-        block.vector_RD[r, :] = 0.0
-    for n in range(first + ROWS, min(first + 2 * ROWS, end)):
-        t = task.row_L[n] if task.listed else np.int32(n)
-        start = base + 4 * width * task.item_T[t]
-        for byte in range(0, 4 * width, line):
-            prefetch(start + byte)
+        into += 4 * deep
+    high = padded(count, LANE)
+    for r in range(count, high):
+        for d in range(width):
+            block.vector_RD[r, d] = 0.0
+    return high
 
 
 @kernel
@@ -117,12 +125,10 @@ def find_buckets(task, block, count, c0):
     base = task.bias_QV.shape[1] - RECENCY_BUCKETS
     for r in range(count):
         block.time_R[r] = task.time_T[block.row_R[r]]
-    for r in range(count, ROWS):
-        block.time_R[r] = block.time_R[0]
     for c in range(len(block.steady_C)):
         now = task.time_C[c0 + c]
         low, high = base + RECENCY_BUCKETS, 0
-        for r in range(ROWS):
+        for r in range(count):
             bucket = base + recency_bucket(now - block.time_R[r], RECENCY_BUCKETS - 1)
             block.bucket_CR[c, r] = bucket
             low, high = min(low, bucket), max(high, bucket)
@@ -138,10 +144,10 @@ def transpose_into(table_QX, q0, columns, out_XQ, skip):
 
 
 @kernel
-def score_wide(block, query_DQ, score_RQ):
+def score_wide(block, high, query_DQ, score_RQ):
     """Write score[r, q] = <vector[r], query[:, q]>."""
     wide, deep = query_DQ.shape[1], query_DQ.shape[0]
-    for r in range(0, ROWS, 8):
+    for r in range(0, high, 8):
         x = block.vector_RD.ctypes.data + 4 * deep * r
         for q in range(0, wide, LANE):
             tile_8x1(
@@ -176,15 +182,15 @@ def add_bias_wide(task, block, count, bias_VQ, score_RQ, halves):
 
 
 @kernel
-def mask_wide(task, first, c0, c1, score_RQ):
+def mask_wide(task, first, high, c0, c1, score_RQ):
     """Give rows outside a candidate's span the score -inf."""
     for c in range(c0, c1):
-        start = min(max(task.span_C2[c, 0] - first, 0), ROWS)
-        stop = min(max(task.span_C2[c, 1] - first, start), ROWS)
+        start = min(max(task.span_C2[c, 0] - first, 0), high)
+        stop = min(max(task.span_C2[c, 1] - first, start), high)
         for q in range((c - c0) * task.heads, (c - c0 + 1) * task.heads):
             for r in range(start):
                 score_RQ[r, q] = -np.inf
-            for r in range(stop, ROWS):
+            for r in range(stop, high):
                 score_RQ[r, q] = -np.inf
 
 
@@ -211,12 +217,12 @@ def gather_codes_wide(task, block, count, weight_RQ, skip, sum_Q, total_VQ):
 
 
 @kernel
-def score_narrow(block, query_QD, score_QR):
+def score_narrow(block, high, query_QD, score_QR):
     """Write score[q, r] = <vector[r], query[q]>."""
     deep = query_QD.shape[1]
     for q in range(query_QD.shape[0]):
         query = query_QD.ctypes.data + 4 * deep * q
-        for r in range(0, ROWS, 4):
+        for r in range(0, high, 4):
             dot_4(
                 block.vector_RD.ctypes.data + 4 * deep * r, 4 * deep,
                 query,
@@ -251,9 +257,11 @@ def gather_codes_narrow(task, block, count, c, weight_R, sum_block, total_V):
 
 
 @kernel
-def mask_narrow(task, first, c, score_R):
+def mask_narrow(task, first, high, c, score_R):
     """Give rows outside the candidate's span the score -inf."""
-    start = min(max(task.span_C2[c, 0] - first, 0), ROWS)
-    stop = min(max(task.span_C2[c, 1] - first, start), ROWS)
-    score_R[:start] = -np.inf
-    score_R[stop:] = -np.inf
+    start = min(max(task.span_C2[c, 0] - first, 0), high)
+    stop = min(max(task.span_C2[c, 1] - first, start), high)
+    for r in range(start):
+        score_R[r] = -np.inf
+    for r in range(stop, high):
+        score_R[r] = -np.inf

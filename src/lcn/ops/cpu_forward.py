@@ -29,7 +29,7 @@ from lcn.ops.cpu_blocks import (
     score_wide,
     transpose_into,
 )
-from lcn.ops.cpu_topk import select_best
+from lcn.ops.cpu_topk import make_sorter, select_best
 from lcn.ops.lane_steps import exp_lanes, live_lanes, max_lanes
 from lcn.ops.lanes import LANE, WIDTH, add_lane, add_tile_1x2, add_tile_4x2, kernel
 
@@ -79,7 +79,7 @@ def _weigh_lanes(norm, score, stride, groups, tally, q):
 
 
 @kernel
-def _weigh_wide(norm, score_RQ, tally, total_VQ, pool_QD):
+def _weigh_wide(norm, high, score_RQ, tally, total_VQ, pool_QD):
     """Turn scores into unscaled weights in place; shrink older totals under a new top score."""
     wide = score_RQ.shape[1]
     old_L = np.empty(LANE, np.float32)
@@ -87,7 +87,7 @@ def _weigh_wide(norm, score_RQ, tally, total_VQ, pool_QD):
         score = score_RQ.ctypes.data + 4 * q
         if norm == SOFTMAX:
             old_L[:] = tally.top[q : q + LANE]
-            max_lanes(score, 4 * wide, ROWS, tally.top.ctypes.data + 4 * q)
+            max_lanes(score, 4 * wide, high, tally.top.ctypes.data + 4 * q)
             for j in range(LANE):
                 if tally.top[q + j] > old_L[j]:
                     shrink = np.exp(old_L[j] - tally.top[q + j])
@@ -95,12 +95,12 @@ def _weigh_wide(norm, score_RQ, tally, total_VQ, pool_QD):
                     pool_QD[q + j, :] *= shrink
                     for v in range(total_VQ.shape[0]):
                         total_VQ[v, q + j] *= shrink
-        _weigh_lanes(norm, score, 4 * wide, ROWS, tally, q)
+        _weigh_lanes(norm, score, 4 * wide, high, tally, q)
         add_lane(tally.total.ctypes.data + 4 * q, tally.block.ctypes.data + 4 * q)
 
 
 @kernel
-def pool_wide(weight_RQ, skip, block, pool_QD):
+def pool_wide(weight_RQ, skip, block, high, pool_QD):
     """Add sum_r weight[r, skip + q] vector[r] to pool[q]."""
     wide, deep = weight_RQ.shape[1], pool_QD.shape[1]
     for q in range(0, pool_QD.shape[0], 4):
@@ -109,12 +109,12 @@ def pool_wide(weight_RQ, skip, block, pool_QD):
                 weight_RQ.ctypes.data + 4 * (skip + q), 4, 4 * wide,
                 block.vector_RD.ctypes.data + 4 * d, 4 * deep,
                 pool_QD.ctypes.data + 4 * (q * deep + d), 4 * deep,
-                ROWS,
+                high,
             )  # fmt: skip
 
 
 @kernel
-def pool_narrow(weight_R, block, pool_D):
+def pool_narrow(weight_R, block, high, pool_D):
     """Add sum_r weight[r] vector[r] to pool."""
     deep = pool_D.shape[0]
     for d in range(0, deep, WIDTH):
@@ -122,7 +122,7 @@ def pool_narrow(weight_R, block, pool_D):
             weight_R.ctypes.data, 4, 4,
             block.vector_RD.ctypes.data + 4 * d, 4 * deep,
             pool_D.ctypes.data + 4 * d, 4 * deep,
-            ROWS,
+            high,
         )  # fmt: skip
 
 
@@ -160,17 +160,17 @@ def _forward_wide(task, out, tile, kept_scores_CN):
     tally = _make_tally(wide)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
-        read_block(task, block, first, count, hi)
-        score_wide(block, query_DQ, score_RQ)
+        high = read_block(task, block, first, count, hi)
+        score_wide(block, high, query_DQ, score_RQ)
         find_buckets(task, block, count, c0)
         add_bias_wide(task, block, count, bias_VQ, score_RQ, 1)
-        mask_wide(task, first, c0, c1, score_RQ)
+        mask_wide(task, first, high, c0, c1, score_RQ)
         for c in range(kept_scores_CN.shape[0]):
             for r in range(count):
                 kept_scores_CN[c, first - lo + r] = score_RQ[r, c * task.heads]
-        _weigh_wide(task.norm, score_RQ, tally, total_VQ, pool_QD)
+        _weigh_wide(task.norm, high, score_RQ, tally, total_VQ, pool_QD)
         gather_codes_wide(task, block, count, score_RQ, 0, tally.block, total_VQ)
-        pool_wide(score_RQ, 0, block, pool_QD)
+        pool_wide(score_RQ, 0, block, high, pool_QD)
     for q in range(columns):
         scale = _scale(task.norm, tally.total[q], tally.live[q])
         _write_column(out, q0 + q, tally.top[q], scale, pool_QD[q])
@@ -179,12 +179,12 @@ def _forward_wide(task, out, tile, kept_scores_CN):
 
 
 @kernel
-def _weigh_narrow(norm, score_R, tally, q, total_V, pool_D):
+def _weigh_narrow(norm, high, score_R, tally, q, total_V, pool_D):
     """`_weigh_wide` for one column, whose eight lanes of a tally are parts of one sum."""
     lanes, score = LANE * q, score_R.ctypes.data
     if norm == SOFTMAX:
         old = tally.top[lanes]
-        max_lanes(score, 4 * LANE, ROWS // LANE, tally.top.ctypes.data + 4 * lanes)
+        max_lanes(score, 4 * LANE, high // LANE, tally.top.ctypes.data + 4 * lanes)
         top = np.max(tally.top[lanes : lanes + LANE])
         if top > old:
             tally.top[lanes : lanes + LANE] = top
@@ -192,7 +192,7 @@ def _weigh_narrow(norm, score_R, tally, q, total_V, pool_D):
             tally.total[lanes : lanes + LANE] *= shrink
             pool_D[:] *= shrink
             total_V[:] *= shrink
-    _weigh_lanes(norm, score, 4 * LANE, ROWS // LANE, tally, lanes)
+    _weigh_lanes(norm, score, 4 * LANE, high // LANE, tally, lanes)
     add_lane(tally.total.ctypes.data + 4 * lanes, tally.block.ctypes.data + 4 * lanes)
     return np.sum(tally.block[lanes : lanes + LANE])
 
@@ -210,19 +210,19 @@ def _forward_narrow(task, out, tile, kept_scores_CN):
     tally = _make_tally(columns * LANE)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
-        read_block(task, block, first, count, hi)
-        score_narrow(block, query_QD, score_QR)
+        high = read_block(task, block, first, count, hi)
+        score_narrow(block, high, query_QD, score_QR)
         find_buckets(task, block, count, c0)
         for q in range(columns):
             c = q // task.heads
             score_R, total_V = score_QR[q], out.weight_QV[q0 + q]
             add_bias_narrow(task, block, count, c, task.bias_QV[q0 + q], score_R)
-            mask_narrow(task, first, c0 + c, score_R)
+            mask_narrow(task, first, high, c0 + c, score_R)
             if q % task.heads == 0 and c < kept_scores_CN.shape[0]:
                 kept_scores_CN[c, first - lo : first - lo + count] = score_R[:count]
-            total = _weigh_narrow(task.norm, score_R, tally, q, total_V, pool_QD[q])
+            total = _weigh_narrow(task.norm, high, score_R, tally, q, total_V, pool_QD[q])
             gather_codes_narrow(task, block, count, c, score_R, total, total_V)
-            pool_narrow(score_R, block, pool_QD[q])
+            pool_narrow(score_R, block, high, pool_QD[q])
     for q in range(columns):
         lanes = slice(LANE * q, LANE * (q + 1))
         scale = _scale(task.norm, np.sum(tally.total[lanes]), np.sum(tally.live[lanes]))
@@ -237,8 +237,7 @@ def forward_tiles(task, out, tile_N4, n0, n1):
     longest = 0
     for n in range(n0, n1):
         longest = max(longest, tile_N4[n, 3] - tile_N4[n, 2])
-    key_N = np.empty(longest if keep else 0, np.int32)
-    word_N = np.empty(longest if keep else 0, np.int64)
+    scratch = make_sorter(longest if keep else 0)
     for n in range(n0, n1):
         c0, c1, lo, hi = tile_N4[n, 0], tile_N4[n, 1], tile_N4[n, 2], tile_N4[n, 3]
         scores_CN = np.empty((c1 - c0 if keep else 0, hi - lo), np.float32)
@@ -252,7 +251,7 @@ def forward_tiles(task, out, tile_N4, n0, n1):
             row_N = task.row_L[start:stop] if task.listed else task.row_L[:0]
             select_best(
                 scores_CN[c, start - lo : stop - lo], row_N, start, stop - start, keep,
-                key_N, word_N, out.kept_CK[c0 + c],
+                scratch, out.kept_CK[c0 + c],
             )  # fmt: skip
 
 
@@ -271,8 +270,8 @@ def score_tiles(task, tile_N4, flat_SH, offset_C, n0, n1):
         score_RQ = np.empty((ROWS, wide), np.float32)
         for first in range(lo, hi, ROWS):
             count = min(ROWS, hi - first)
-            read_block(task, block, first, count, hi)
-            score_wide(block, query_DQ, score_RQ)
+            high = read_block(task, block, first, count, hi)
+            score_wide(block, high, query_DQ, score_RQ)
             find_buckets(task, block, count, c0)
             add_bias_wide(task, block, count, bias_VQ, score_RQ, 1)
             for c in range(c0, c1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ _pool_size = 0
 
 def _forget_pool() -> None:
     """Drop the pool in a forked child, where its threads do not exist."""
-    global _pool, _pool_size  # noqa: PLW0603 - one pool per process
+    global _pool, _pool_size
     _pool, _pool_size = None, 0
 
 
@@ -31,7 +32,7 @@ if hasattr(os, "register_at_fork"):
 
 def on_threads(work: Callable[[int], object], count: int) -> None:
     """Run work(0) to work(count - 1) side by side, the first one on the calling thread."""
-    global _pool, _pool_size  # noqa: PLW0603 - one pool per process
+    global _pool, _pool_size
     if count > 1 and _pool_size < count - 1:
         _pool, _pool_size = ThreadPoolExecutor(count - 1, "lcn-ops"), count - 1
     others = [_pool.submit(work, n) for n in range(1, count)] if _pool and count > 1 else []
@@ -96,8 +97,7 @@ class Tiles:
             return []
         ideal = total_N[-1] * np.arange(1, workers) / workers
         cuts = [0, *np.searchsorted(total_N, ideal, side="right").tolist(), stop - start]
-        pairs = zip(cuts[:-1], cuts[1:], strict=True)
-        return [(start + a, start + b) for a, b in pairs if b > a]
+        return [(start + a, start + b) for a, b in pairwise(cuts) if b > a]
 
     def steps(self, workers: int) -> Iterator[tuple[int, int]]:
         """Runs of tiles whose buffers fit together; a tile that is too big comes alone."""

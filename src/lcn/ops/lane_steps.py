@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lcn.ops.lanes import FAST, FLOAT, INT, LANE, VECTOR, fma, kernel, load, store
+from lcn.ops.lanes import FAST, INT, LANE, VECTOR, fma, kernel, load, store
 
 _WORDS = ir.VectorType(ir.IntType(32), LANE)
 _MINUS_INFINITY = float("-inf")
@@ -131,7 +131,9 @@ def live_lanes(context, score, stride, count, live, total):
 
 def _turn(softmax: bool) -> Any:
     @intrinsic
-    def turn_lanes(context, score, slope, stride, count, zero, scale, middle, total):
+    def turn_lanes(  # noqa: PLR0913, PLR0917
+        context, score, slope, stride, count, zero, scale, middle, total
+    ):
         def build(target, builder, signature, args):
             score, slope, stride, count, zero, scale, middle, total = args
             zero, scale, middle = (load(builder, x, VECTOR) for x in (zero, scale, middle))
@@ -167,22 +169,42 @@ turn_linear = _turn(softmax=False)
 
 
 @intrinsic
-def exp_lane(context, x):
-    """Replace the eight floats at an address, none positive, by their exponentials."""
+def count_lanes(context, key, groups, low):
+    """Count the int32 keys that are at least `low`, in `groups` groups of eight."""
 
     def build(target, builder, signature, args):
-        store(builder, _exp(builder, load(builder, args[0], VECTOR)), args[0])
-        return target.get_dummy_value()
+        key, groups, low = args
+        spread = ir.Constant(_WORDS, [0] * LANE)
+        first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), low, ir.IntType(32)(0))
+        low = builder.shuffle_vector(first, spread, spread)
+        found = cgutils.alloca_once_value(builder, spread)
+        with _groups(builder, groups) as (n, _):
+            here = builder.add(key, builder.mul(n, ir.Constant(INT, 4 * LANE)))
+            mask = builder.icmp_signed(">=", load(builder, here, _WORDS), low)
+            one = builder.zext(mask, _WORDS)
+            builder.store(builder.add(builder.load(found), one), found)
+        total, lanes = ir.IntType(32)(0), builder.load(found)
+        for n in range(LANE):
+            total = builder.add(total, builder.extract_element(lanes, ir.IntType(32)(n)))
+        return builder.sext(total, INT)
 
-    return types.void(types.int64), build
+    return types.int64(types.int64, types.int64, types.int32), build
 
 
-@intrinsic
-def _double_bits(context, value):
-    def build(target, builder, signature, args):
-        return builder.bitcast(args[0], INT)
+def _reinterpret(before: Any, after: Any, kind: Any) -> Any:
+    @intrinsic
+    def reinterpret(context, value):
+        def build(target, builder, signature, args):
+            return builder.bitcast(args[0], kind)
 
-    return types.int64(types.float64), build
+        return after(before), build
+
+    return reinterpret
+
+
+_double_bits = _reinterpret(types.float64, types.int64, INT)
+float_bits = _reinterpret(types.float32, types.int32, ir.IntType(32))
+bits_float = _reinterpret(types.int32, types.float32, ir.FloatType())
 
 
 @kernel

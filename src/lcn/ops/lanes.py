@@ -38,7 +38,7 @@ def _cache_folder() -> Path | None:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in sorted([*here.glob("cpu*.py"), *here.glob("lane*.py")]):
+    for source in sorted([*here.glob("cpu_*.py"), *here.glob("lane*.py")]):
         digest.update(source.read_bytes())
     home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
     try:
@@ -77,14 +77,17 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def load(builder: Any, address: Any, kind: Any) -> Any:
+    """Emit a load of one value of an LLVM type from an address."""
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
 
 
 def store(builder: Any, value: Any, address: Any) -> None:
+    """Emit a store to an address."""
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=4)
 
 
 def splat(builder: Any, value: Any) -> Any:
+    """Emit eight copies of a float."""
     undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANE), [0] * LANE)
@@ -92,6 +95,7 @@ def splat(builder: Any, value: Any) -> Any:
 
 
 def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    """Emit x y + z."""
     # Not llvm.fma: where there is no such instruction it becomes a library call per lane.
     return builder.fadd(builder.fmul(x, y, flags=FAST), z, flags=FAST)
 
@@ -115,7 +119,7 @@ def _tile(high: int, wide: int, unroll: int, add: bool) -> Any:
     """
 
     @intrinsic
-    def tile(context, a, a_row, a_deep, b, b_deep, c, c_row, depth):
+    def tile(context, a, a_row, a_deep, b, b_deep, c, c_row, depth):  # noqa: PLR0913, PLR0917
         def build(target, builder, signature, args):
             a, a_row, a_deep, b, b_deep, c, c_row, depth = args
             sums = _zero_sums(builder, high * wide * unroll)

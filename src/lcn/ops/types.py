@@ -35,6 +35,10 @@ class HistoryRows:
     time_T: Int[Tensor, " T"]
     """Event time, UTC milliseconds."""
 
+    def without_context(self) -> HistoryRows:
+        """Return the same rows with no codes."""
+        return HistoryRows(self.vector_ID, self.item_T, self.code_TG[:, :0], self.time_T)
+
 
 @dataclass(frozen=True, slots=True)
 class Scoring:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from lcn.config import Config
 from lcn.data.loader import BatchConfig
@@ -58,6 +58,15 @@ class RunConfig(Config):
     """Auxiliary objectives: L = L_CTR + Σ weight · L."""
     batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _item_vectors_learn(self) -> RunConfig:
+        if self.model.stop_gradient == "main" and not self.objectives:
+            raise ValueError(
+                "model.stop_gradient: main without objectives leaves item vectors untrained; add "
+                "an objective (crp) or set it to none"
+            )
+        return self
 
     @property
     def title(self) -> str:

@@ -21,7 +21,7 @@ from lcn.errors import ConfigError, TrainingError
 from lcn.evaluate.metrics import auc, gauc, log_loss
 from lcn.evaluate.predict import predict_logits
 from lcn.model import Model
-from lcn.objectives import Objective, View, build_objective
+from lcn.objectives import Objective, Setup, View, build_objective
 from lcn.train.checkpoint import (
     Trainee,
     find_checkpoint,
@@ -85,7 +85,10 @@ def train(
     }
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
-    objectives = torch.nn.ModuleList(build_objective(each) for each in config.objectives)
+    model.check(dataset)
+    setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
+    objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
+    objectives.to(config.train.device)
     trainee = Trainee(
         modules={"model": model, "objectives": objectives},
         optimisers=build_optimisers([model, objectives], config.train),
@@ -143,8 +146,7 @@ class _Loop:
                 self._save()
         if state.best_value is None:
             self._validate()
-        state.finished = True
-        self._save()
+            self._save()
         total = self.training_s + self.waiting_s
         return RunSummary(
             folder=self.folder,
@@ -226,7 +228,7 @@ class _Loop:
             search = binary_cross_entropy_with_logits(auxiliary, batch.label_C)
             terms["search"] = search.item()
             total = total + self.model.backbone.auxiliary_weight * search
-        view = View(batch, output.item_ID, self.trainee.generator, state.step)
+        view = View(batch, output.item_ID, self.model.tables, self.trainee.generator, state.step)
         for config, objective in zip(self.config.objectives, self.objectives, strict=True):
             assert isinstance(objective, Objective)
             term = objective(view)

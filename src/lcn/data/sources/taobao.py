@@ -64,9 +64,10 @@ def fetch(cache: Path, path: Path | None = None) -> Path:
     """
     raw = (path or cache / "taobao-ad" / "raw").absolute()
     check_headers(raw)
-    # Another raw folder, or files of other sizes, are other data: they get another folder.
-    sizes = [(name, (raw / name).stat().st_size) for name in HEADERS]
-    key = hashlib.sha256(json.dumps([str(raw), sizes]).encode()).hexdigest()[:12]
+    # Another raw folder, or changed files, are other data: they get another folder.
+    facts = [(raw / name).stat() for name in HEADERS]
+    marks = [str(raw), *((fact.st_size, fact.st_mtime_ns) for fact in facts)]
+    key = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:12]
 
     def make(empty: Path) -> str:
         _join(raw, empty)

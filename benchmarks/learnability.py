@@ -1,0 +1,141 @@
+"""Do the systems learn planted truth, and stay at chance where there is none?
+
+    python benchmarks/learnability.py --users 20000 --rho 0.9 0.0 --seeds 5 [--json]
+
+Generates logs whose click probabilities are known, prepares them, trains each system with several
+seeds and prints test AUC with intervals over users and seeds, the paired difference to `none`, and
+the gap to the best reachable AUC. The same epochs, settings and early stopping for every system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from lcn.api import recipe
+from lcn.data.dataset import open_dataset
+from lcn.data.mapping import read_mapping
+from lcn.data.prepare import prepare, true_probability
+from lcn.data.sources import synthetic
+from lcn.evaluate.compare import compare
+from lcn.evaluate.metrics import auc
+from lcn.evaluate.results import result_of
+from lcn.train import open_run, train
+from lcn.train.record import commit, processor
+
+SETTINGS = (
+    "model.width=32",
+    "model.field_width=32",
+    "model.short={width: 32, heads: 4}",
+    "model.embedding.std=0.3",
+    "model.products=true",
+    "batch.size=512",
+    "batch.group=8",
+    "batch.lifelong=300",
+    "batch.short=20",
+    "train.epochs=4",
+    "train.patience=1",
+    "train.learning_rate=0.002",
+    "train.threads=1",
+)
+"""Alike for every system; chosen by the validation AUC of `none` and `full`, seed 0."""
+
+LOG = {"categories": 20, "source_items": 1000, "target_items": 400, "seed": 1}
+"""The generated log: few enough items that the training days show each of them often."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system on one log."""
+
+    rho: float
+    system: str
+    auc: float
+    low: float
+    high: float
+    over_none: float
+    over_none_low: float
+    over_none_high: float
+    best_auc: float
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--rho", type=float, nargs="+", default=[0.9, 0.0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--systems", nargs="+", default=["none", "sim_soft", "full", "lap", "lcn"])
+    parser.add_argument("--folder", type=Path, default=Path("runs/learnability"))
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    for rho in arguments.rho:
+        rows += run_log(arguments, rho)
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    print(markdown(rows, arguments))
+
+
+def run_log(arguments: argparse.Namespace, rho: float) -> list[Row]:
+    """All systems on one generated log."""
+    folder = arguments.folder / f"rho-{rho}-{arguments.users}"
+    dataset_folder = folder / "dataset"
+    if not dataset_folder.exists():
+        size = synthetic.SyntheticConfig(users=arguments.users, rho=rho, **LOG)
+        if not (folder / "logs").exists():
+            synthetic.generate(folder / "logs", size)
+        mapping = folder / "logs" / "mapping.yaml"
+        prepare(read_mapping(mapping), dataset_folder, base=mapping.parent)
+    dataset = open_dataset(dataset_folder)
+    label_S = np.asarray(dataset.samples["test"].label_S)
+    best = auc(true_probability(dataset, "test"), label_S)
+    predictions = {}
+    for system in dict.fromkeys(["none", *arguments.systems]):
+        for seed in range(arguments.seeds):
+            run = folder / "runs" / f"{system}-{seed}"
+            width = () if system in ("none", "sdim") else ("model.backbone.width=32",)
+            settings = (*SETTINGS, *width, f"train.seed={seed}", f"name={system}")
+            print(f"rho {rho}: {system} seed {seed}", file=sys.stderr, flush=True)
+            train(recipe(system, dataset_folder, *settings), run, resume=True)
+            predictions.setdefault(system, []).append(open_run(run).predict("test"))
+    rows = []
+    for system, runs in predictions.items():
+        found = result_of(runs, generator=np.random.default_rng(0)).intervals.auc
+        over = compare(predictions["none"], runs, generator=np.random.default_rng(0)).auc
+        rows.append(
+            Row(rho, system, found.estimate, found.low, found.high, over.difference, over.low,
+                over.high, best)
+        )  # fmt: skip
+    return rows
+
+
+def markdown(rows: list[Row], arguments: argparse.Namespace) -> str:
+    """The table, with its provenance."""
+    lines = [
+        "| rho | system | test AUC (95 %) | minus none (95 %) | best reachable | gap to it |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.rho} | {r.system} | {r.auc:.4f} ({r.low:.4f} to {r.high:.4f}) | "
+        f"{r.over_none:+.4f} ({r.over_none_low:+.4f} to {r.over_none_high:+.4f}) | "
+        f"{r.best_auc:.4f} | {r.best_auc - r.auc:.4f} |"
+        for r in rows
+    ]
+    command = " ".join(["python", "benchmarks/learnability.py", *sys.argv[1:]])
+    lines.append(
+        f"\nCommand `{command}`, commit {commit()}, seeds 0 to {arguments.seeds - 1}, "
+        f"{processor()}, {date.today()}; settings {', '.join(SETTINGS)}."
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

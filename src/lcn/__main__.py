@@ -1,0 +1,5 @@
+"""`python -m lcn`."""
+
+from lcn.cli import main
+
+main()

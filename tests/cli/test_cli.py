@@ -1,0 +1,107 @@
+"""The real command line, in processes of its own: logs to predictions, and wrong usage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lcn.cli import COMMANDS
+from lcn.data.dataset import Dataset
+
+SMALL = [
+    "batch.size=256",
+    "batch.lifelong=30",
+    "batch.short=5",
+    "model.width=8",
+    "model.field_width=8",
+    "model.short.width=8",
+    "model.hidden=[16]",
+    "train.epochs=2",
+]
+
+
+def lcn(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lcn", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_train_evaluate_compare_predict(toy: Dataset, tmp_path: Path) -> None:
+    for recipe in ("none", "lap"):
+        width = ["model.backbone.width=8"] if recipe == "lap" else []
+        done = lcn(
+            "train", tmp_path / recipe, "--recipe", recipe, "--dataset", toy.folder, "--json",
+            *SMALL, *width, f"name={recipe}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["steps"] > 0
+    done = lcn("evaluate", tmp_path / "none", tmp_path / "lap", "--json", "--resamples", "50")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert "auc" in json.dumps(rows)
+    done = lcn("evaluate", tmp_path / "lap", "--resamples", "20")
+    assert "AUC" in done.stdout
+    done = lcn("compare", tmp_path / "none", tmp_path / "lap", "--json", "--resamples", "50")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    done = lcn("predict", tmp_path / "lap", tmp_path / "p.parquet")
+    if done.returncode:  # the toy dataset has no names; a prepared one does
+        assert "cannot read" in done.stderr
+    else:
+        assert pq.read_table(tmp_path / "p.parquet").num_rows
+
+
+def test_resume_takes_the_runs_own_config(toy: Dataset, tmp_path: Path) -> None:
+    started = lcn("train", tmp_path / "r", "--recipe", "none", "--dataset", toy.folder, *SMALL)
+    assert started.returncode == 0, started.stderr
+    again = lcn("train", tmp_path / "r")
+    assert again.returncode == 1
+    assert "dataset" in again.stderr or "--resume" in again.stderr
+    resumed = lcn("train", tmp_path / "r", "--resume", "train.epochs=3", "train.patience=9")
+    assert resumed.returncode == 1
+    assert "another config" in resumed.stderr
+    resumed = lcn("train", tmp_path / "r", "--resume", "train.epochs=3")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train"], 2, "Missing argument"),
+        (["train", "r", "--recipe", "lpa"], 2, "lap"),
+        (["train", "r", "--recipe", "lap", "--dataset", "nowhere"], 1, "lcn prepare"),
+        (["train", "r", "--recipe", "lap", "train.sed=1"], 1, "did you mean 'seed'"),
+        (["evaluate", "nowhere"], 1, "not a run folder"),
+        (["prepare", "movielens-2m", "out"], 1, "movielens-1m"),
+        (["prepare", "nothing.yaml", "out"], 1, "nothing.yaml"),
+        (["frobnicate"], 2, "No such command"),
+        (["data", "fetch", "movielens"], 2, "movielens-1m"),
+    ],
+)
+def test_wrong_usage_exits_with_the_right_code_and_says_what_to_do(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    done = lcn(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = lcn(command, "--help")
+    assert done.returncode == 0
+    assert "Usage: lcn" in done.stdout
+
+
+def test_help_and_preparation_do_not_import_torch() -> None:
+    code = (
+        "import sys, lcn, lcn.cli, lcn.api, lcn.data.prepare, lcn.cli.prepare, lcn.cli.data\n"
+        "import lcn.evaluate.compare\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
