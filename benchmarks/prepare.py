@@ -219,9 +219,8 @@ def main() -> None:
         began = time.monotonic()
         write_logs(folder, Size(options.events, options.impressions))
         print(f"logs generated in {time.monotonic() - began:.0f} s", file=sys.stderr)
-        load_before = os.getloadavg()[0]
+        facts, load_before = dict(_machine()), os.getloadavg()[0]
         rows = measure(folder, options.threads, options.memory)
-        facts = dict(_machine())
         facts["load"] = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after (1 min)"
         files = [path for path in (folder / "dataset").rglob("*") if path.is_file()]
         facts["dataset"] = f"{sum(path.stat().st_size for path in files) / 2**20:,.0f} MiB"
