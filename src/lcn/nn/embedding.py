@@ -88,5 +88,18 @@ class Tables:
     """The embeddings of a model, for losses on them."""
 
     item: ItemEncoder
+    """Of the items that losses see."""
     profile: FieldEmbedding
     candidate: FieldEmbedding
+    item_moves: bool = True
+    """False: losses do not move item vectors or item fields."""
+
+    def encode_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """Vectors of items by their fields."""
+        vector_ND = self.item(item_NF.long())
+        return vector_ND if self.item_moves else vector_ND.detach()
+
+    def embed_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N FW"]:
+        """Embeddings of items' fields, concatenated."""
+        embedded_NZ = self.item.embed(item_NF.long())
+        return embedded_NZ if self.item_moves else embedded_NZ.detach()
