@@ -56,7 +56,7 @@ class FieldEmbedding(nn.Module):
     def forward(self, index_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N FW"]:
         """Look the fields up and concatenate them; no fields give width 0."""
         if not len(self.tables):
-            return torch.zeros(len(index_NF), 0)
+            return torch.zeros(len(index_NF), 0, device=index_NF.device)
         columns = zip(self.tables, index_NF.unbind(1), strict=True)
         return torch.cat([table(column) for table, column in columns], 1)
 
