@@ -111,6 +111,21 @@ def test_the_sixth_of_may_can_be_dropped(raw, tmp_path):
     assert [row[0] for row in select(first, "adgroup_id")] == [11, 12, 99]
 
 
+def test_values_that_are_no_numbers_cost_no_rows(raw, tmp_path):
+    for name, line in (
+        ("raw_sample.csv", "1,1494000000,ten,430539_1007,1,0\n"),
+        ("ad_feature.csv", "13,many,5,6,7,cheap\n"),
+        ("behavior_log.csv", "3,1493741627,pv,unknown,5\n3,1493741628,pv,77,5\n"),
+    ):
+        with (raw / name).open("a") as file:
+            file.write(line)
+    folder = taobao.fetch(tmp_path / "cache", raw)
+    shown = pq.read_table(folder / "impressions.parquet")
+    assert shown.num_rows == 5
+    assert shown["adgroup_id"].null_count == 1
+    assert 77 in pq.read_table(folder / "items.parquet")["cate"].to_pylist()
+
+
 def test_missing_files_say_what_to_get(raw, tmp_path):
     (raw / "ad_feature.csv").unlink()
     with pytest.raises(DataError, match=r"lacks ad_feature.csv.*tianchi.aliyun.com/dataset/56"):

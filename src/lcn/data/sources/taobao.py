@@ -107,6 +107,8 @@ def _join(raw: Path, out: Path) -> None:
 
     with duckdb.connect() as engine:
         engine.execute("SET preserve_insertion_order = false")
+        # Pushed into read_csv, TRY_CAST raises or drops the row instead of giving NULL.
+        engine.execute("SET disabled_optimizers = 'type_pushdown'")
         engine.execute("SET temp_directory = ?", [str(out / ".spill")])
         try:
             engine.execute(_JOIN_IMPRESSIONS.format(raw=_sql(raw), out=_sql(out)))
