@@ -55,7 +55,7 @@ def test_vectors_of_rows_outside_all_spans_do_not_matter():
     assert_same(found, everything(clean, keep=30))
 
 
-@pytest.mark.parametrize("heads", [1, 4], ids=["narrow", "wide"])
+@pytest.mark.parametrize("heads", [1, 5], ids=["narrow", "wide"])
 def test_memory_left_by_earlier_calls_does_not_matter(heads):
     spans = [(0, 70), (100, 103), (200, 300)]
     p = problem(spans, rows=300, **{**RICH, "heads": heads})

@@ -24,11 +24,11 @@ from lcn.ops.types import RECENCY_BUCKETS
 
 ROWS = 64
 """History rows of a block: 16 KB at D = 64."""
-AHEAD = 16
+AHEAD = 8
 """Rows between asking for a vector and reading it."""
 MAX_COLUMNS = 32
 """Columns of a tile; more candidates of a user make another tile."""
-WIDE_FROM = 4
+WIDE_FROM = 5
 """Columns from which the wide layout pays for its padding."""
 SOFTMAX, MEAN, RAW = 0, 1, 2
 
