@@ -58,7 +58,8 @@ class FieldEmbedding(nn.Module):
         if not len(self.tables):
             return torch.zeros(len(index_NF), 0)
         columns = zip(self.tables, index_NF.unbind(1), strict=True)
-        return torch.cat([table(column) for table, column in columns], 1)
+        parts = [table(column) for table, column in columns]
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 class ItemEncoder(nn.Module):

@@ -30,8 +30,10 @@ __all__ = [
     "implementation",
     "kept_pool",
     "select_span_topk",
+    "share_gradient",
     "span_pool",
     "span_score",
+    "take_vectors",
 ]
 
 Implementation = Literal["auto", "reference", "fast"]
@@ -106,6 +108,24 @@ def select_span_topk(
         ValueError: k is less than 1.
     """
     return _ops(score_S).select_span_topk(score_S, span_C2, k)
+
+
+def share_gradient(vector_ID: Float[Tensor, "I D"]) -> Float[Tensor, "I D"]:
+    """The same vectors, for which all ops that read them add into one gradient.
+
+    Without it every op makes a gradient of all I vectors of its own, and they are summed. Values
+    and gradients are the same either way, up to the order of sums.
+    """
+    ops = _ops(vector_ID)
+    return vector_ID if ops is reference else ops.share_gradient(vector_ID)
+
+
+def take_vectors(
+    vector_ID: Float[Tensor, "I D"], index_C: Int[Tensor, " C"]
+) -> Float[Tensor, "C D"]:
+    """`vector_ID[index_C]`, whose gradient goes where those of other ops go."""
+    ops = _ops(vector_ID)
+    return vector_ID[index_C] if ops is reference else ops.take_vectors(vector_ID, index_C)
 
 
 def _ops(floats: Tensor) -> ModuleType:
