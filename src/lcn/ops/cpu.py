@@ -21,7 +21,7 @@ from lcn.ops.cpu_backward import Slope, Step, backward_tiles, scatter_tiles
 from lcn.ops.cpu_blocks import MEAN, RAW, SOFTMAX, Task
 from lcn.ops.cpu_forward import Pooled, forward_tiles, score_tiles
 from lcn.ops.cpu_gradient import Sink, share_gradient, sink_of, take_vectors
-from lcn.ops.cpu_plan import Tiles, check, on_threads, workers
+from lcn.ops.cpu_plan import Tiles, check, list_rows, on_threads, workers
 from lcn.ops.cpu_topk import select_spans
 from lcn.ops.types import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
 
@@ -50,11 +50,11 @@ def kept_pool(
     rows: HistoryRows, kept_CK: Tensor, scoring: Scoring, norm: Norm, keep: int = 0
 ) -> Pool:
     """`lcn.ops.kept_pool`, in blocks."""
-    real_CK = kept_CK >= 0
-    count_C = real_CK.sum(1)
-    end_C = count_C.cumsum(0)
-    span_C2 = torch.stack([end_C - count_C, end_C], 1)
-    task = _task(rows, span_C2, kept_CK[real_CK], scoring, norm)
+    row_L = np.empty(kept_CK.numel(), np.int32)
+    span_C2 = np.empty((len(kept_CK), 2), np.int64)
+    count = list_rows(_numpy(kept_CK, torch.int64), row_L, span_C2)
+    listed = torch.from_numpy(row_L[:count])
+    task = _task(rows, torch.from_numpy(span_C2), listed, scoring, norm)
     return _pool(rows, scoring, task, keep, kept_CK.dtype)
 
 
