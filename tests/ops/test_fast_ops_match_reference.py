@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_problems import as_double, assert_agrees, everything, problem
+from ops_problems import as_double, assert_agrees, everything, problem, whole_numbers
 
 from lcn import ops
 from lcn.ops import HistoryRows, Scoring, reference
@@ -83,7 +83,8 @@ def test_random_problems_match(p, norm, keep, listed):
     kept_CK = None
     if listed:
         top = len(p.rows.item_T)
-        kept_CK = torch.randint(-1, max(top, 1), (len(p.span_C2), 11))
+        gen = torch.Generator().manual_seed(top)
+        kept_CK = torch.randint(-1, max(top, 1), (len(p.span_C2), 11), generator=gen)
         kept_CK = kept_CK if top else torch.full_like(kept_CK, -1)
     assert_agrees(p, norm, keep, kept_CK)
 
@@ -98,6 +99,19 @@ def test_span_score_matches(spans, heads):
     wanted = reference.span_score(double.rows, double.span_C2, double.scoring)
     assert score_SH.shape == wanted.shape
     torch.testing.assert_close(score_SH.double(), wanted, atol=2e-5, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(random_problems(), st.sampled_from([1, 7, 200]), st.booleans())
+def test_the_same_rows_are_kept_where_scores_are_exact(p, keep, listed):
+    kept_CK = None
+    if listed:
+        top = len(p.rows.item_T)
+        gen = torch.Generator().manual_seed(top)
+        kept_CK = torch.randint(-1, max(top, 1), (len(p.span_C2), 11), generator=gen)
+        kept_CK = kept_CK if top else torch.full_like(kept_CK, -1)
+    # Summed, because a softmax over whole numbers is all in one row.
+    assert_agrees(whole_numbers(p), "mean", keep, kept_CK, exact=True)
 
 
 def select_both(score_S, spans, k):
@@ -141,8 +155,8 @@ def test_rows_with_score_minus_infinity_are_not_kept():
 
 
 def test_ties_go_to_the_later_row():
-    p = problem([(0, 300)] * 8, items=3, width=8)
-    assert_agrees(p, keep=150)
+    p = whole_numbers(problem([(0, 300)] * 8, items=3, width=8))
+    assert_agrees(p, keep=150, exact=True)
     pool = ops.span_pool(p.rows, p.span_C2, p.scoring, keep=300)
     for kept_K in pool.kept_CK:
         item_K = p.rows.item_T[kept_K]
