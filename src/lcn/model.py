@@ -151,8 +151,20 @@ class Model(nn.Module):
             levels: also return what each stage of the backbone kept.
         """
         parts = self.embed(batch)
+        return self.score(batch, parts, self.backbone.encode(parts.history), levels=levels)
+
+    def score(
+        self, batch: Batch, parts: Embedded, state: object, *, levels: bool = False
+    ) -> Output:
+        """Score candidates against encoded histories: what a server does per request.
+
+        Args:
+            batch: its spans, profiles and request fields are read.
+            parts: embedded rows and candidates.
+            state: of the backbone's `encode` for these rows.
+            levels: also return what each stage of the backbone kept.
+        """
         history, query = parts.history, parts.query
-        state = self.backbone.encode(history)
         interest = self.backbone.attend(state, query, batch.lifelong_C2, levels=levels)
         short = [
             self.short_target(
