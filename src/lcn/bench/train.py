@@ -52,14 +52,10 @@ class Grid:
 
     def cases(self) -> list[tuple[Workload, int]]:
         """Every combination, with its threads."""
-        every = product(
-            self.backbones, self.n, self.items, self.group, self.lengths, self.threads
-        )
+        every = product(self.backbones, self.n, self.items, self.group, self.lengths, self.threads)
         return [
             (
-                Workload(
-                    name, n, items, group, lengths, self.batch, popularity=self.popularity
-                ),
+                Workload(name, n, items, group, lengths, self.batch, popularity=self.popularity),
                 threads,
             )
             for name, n, items, group, lengths, threads in every
@@ -186,9 +182,7 @@ def run_case(
             workers.append(Worker(Spec(fits, variant, threads)))
         turns = _take_turns(workers, grid.steps, until)
         speedup = _speedup(workers, turns)
-        return [
-            _record(worker, turns[worker.spec.variant], machine, speedup) for worker in workers
-        ]
+        return [_record(worker, turns[worker.spec.variant], machine, speedup) for worker in workers]
     finally:
         for worker in workers:
             worker.__exit__(None, None, None)

@@ -109,9 +109,7 @@ def build_dataset(work: Workload, batches: int, seed: int = 0) -> Dataset:
     batch_S, place_S = np.divmod(np.arange(count), work.batch)
     user_S = batch_S * work.users + place_S // work.group
     step_S = GAP * (place_S % work.group)
-    end_S = {
-        domain: offsets[user_S + 1] - ahead + step_S for domain, offsets in offsets_U.items()
-    }
+    end_S = {domain: offsets[user_S + 1] - ahead + step_S for domain, offsets in offsets_U.items()}
     samples = Samples(
         user_S=user_S.astype(np.int32),
         time_S=NOW_MS + step_S,
@@ -138,9 +136,7 @@ def _offsets(length_U: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(length_U)]).astype(np.int64)
 
 
-def _events(
-    work: Workload, offsets_U: NDArray[np.int64], rng: np.random.Generator
-) -> EventStore:
+def _events(work: Workload, offsets_U: NDArray[np.int64], rng: np.random.Generator) -> EventStore:
     count = int(offsets_U[-1])
     length_E = np.repeat(np.diff(offsets_U), np.diff(offsets_U))
     place_E = np.arange(count) - np.repeat(offsets_U[:-1], np.diff(offsets_U))
