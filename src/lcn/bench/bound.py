@@ -93,24 +93,26 @@ def _lifelong(model: Model, batch: Batch, pairs: int) -> float:
     backbone, width, count = model.backbone, model.config.width, len(batch)
     config = model.config.backbone
     heads, most = getattr(config, "heads", 1), pairs / max(count, 1)
-    kept = count * min(getattr(config, "keep", 0), most) * heads * _TRAINED * width
+    trained = _TRAINED * width
+    flops = count * min(getattr(config, "keep", 0), most) * heads * trained
     if config.name == "full":
-        return _TRAINED * width * heads * pairs
-    if isinstance(backbone, Lap):
+        flops += trained * heads * pairs
+    elif isinstance(backbone, Lap):
         passed = count * min(backbone.config.k1 or most, most)
         focused = count * min(backbone.config.k2, most) * heads
-        return _TRAINED * width * (pairs + passed + focused)
-    if config.name == "sim_soft":
-        return _TRAINED * width * pairs + kept
-    if config.name == "twin":
-        return _SCORED * width * heads * pairs + kept
-    if isinstance(backbone, Eta):
-        return 2.0 * len(batch.item_IF) * width * backbone.config.bits + kept
-    if isinstance(backbone, Sdim):
+        flops += trained * (pairs + passed + focused)
+    elif config.name == "sim_soft":
+        flops += trained * pairs
+    elif config.name == "twin":
+        flops += _SCORED * width * heads * pairs
+    elif isinstance(backbone, Eta):
+        flops += 2.0 * len(batch.item_IF) * width * backbone.config.bits
+    elif isinstance(backbone, Sdim):
         chosen = backbone.config
         added = pairs * chosen.hashes / chosen.group / 2**chosen.group
-        return 2.0 * len(batch.item_IF) * width * chosen.hashes + 2 * added * width
-    return kept
+        coded = len(batch.item_IF) * chosen.hashes
+        flops = 2.0 * width * (coded + added)  # forward and backward, one addition each
+    return flops
 
 
 def _vectors(model: Model, rows: int, count: int) -> float:
