@@ -20,11 +20,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: install
 	$(BIN)/lcn demo
 
+# Two test processes with one compute thread each; more threads would only wait for each other.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks

@@ -1,6 +1,6 @@
-"""What the commands do, as functions; `import lcn` offers them all.
+"""What the commands do, as functions.
 
-torch is imported by the functions that need it, so `lcn.prepare` stays light.
+torch is imported by the functions that need it, so `prepare` stays light.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from lcn.evaluate.metrics import calibration, sigmoid
 from lcn.evaluate.plots import Curve, NamedCalibration
 from lcn.evaluate.predictions import Predictions, load_predictions
 from lcn.evaluate.results import RunResult
+from lcn.ops.cpu import warm_up
 from lcn.report.attention import explain, pick_samples
 from lcn.report.page import write_report
 from lcn.report.records import CurvePlot, DataFacts, DemoReport, Provenance, SplitFacts
@@ -102,6 +103,8 @@ def run_demo(
         say("Preparing the dataset")
         prepare(SOURCE, dataset_folder)
     dataset = open_dataset(dataset_folder)
+    say("Compiling the CPU operations (once per machine)")
+    warm_up()
     runs = []
     for seed in config.seeds:
         for name in SYSTEMS:

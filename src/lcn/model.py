@@ -49,6 +49,9 @@ class ModelConfig(Config):
     """Width of each event context field's table."""
     embedding: FieldEmbedding.Config = FieldEmbedding.Config()
     short: ShortConfig = ShortConfig()
+    products: bool = False
+    """Also give the head W v ⊙ each interest vector, short-term and lifelong (DARE's target-aware
+    product, for every backbone alike): a match of candidate and interest is then linear."""
     hidden: tuple[int, ...] = (256, 128)
     dropout: float = 0.0
     search_table: Literal["shared", "own"] = "shared"
@@ -87,6 +90,9 @@ class Model(nn.Module):
     Source: LCN (arXiv 2312.06424), section 3 and Eq. 1-2; what the paper leaves open (short-term
     part, fusion) is fixed alike for every backbone, see docs/paper.md.
     """
+
+    context_offsets_G: Tensor
+    """First code of each event context field."""
 
     def __init__(self, config: ModelConfig, manifest: Manifest) -> None:
         super().__init__()
@@ -141,6 +147,12 @@ class Model(nn.Module):
             + 2 * short.width
             + self.backbone.width
         )
+        interest_width = 2 * short.width + self.backbone.width
+        self.product = None
+        if config.products:
+            self.product = nn.Linear(config.width, interest_width, bias=False)
+            nn.init.xavier_uniform_(self.product.weight)
+            head_width += interest_width
         self.head = mlp(head_width, config.hidden, dropout=config.dropout)
 
     def forward(self, batch: Batch, *, levels: bool = False) -> Output:
@@ -180,18 +192,17 @@ class Model(nn.Module):
                 query.time_C,
             ),
         ]
-        z_CZ = torch.cat(
-            [
-                self.profile(batch.profile_UP.long())[batch.user_of_C],
-                self.candidate(batch.candidate_CA.long()),
-                self.request(batch.context_CR.long()),
-                query.vector_CD,
-                *short,
-                interest.vector_CW,
-            ],
-            1,
-        )
-        return Output(self.head(z_CZ)[:, 0], parts.contrasted_ID, interest)
+        interest_CW = torch.cat([*short, interest.vector_CW], 1)
+        z = [
+            self.profile(batch.profile_UP.long())[batch.user_of_C],
+            self.candidate(batch.candidate_CA.long()),
+            self.request(batch.context_CR.long()),
+            query.vector_CD,
+            interest_CW,
+        ]
+        if self.product is not None:
+            z.append(self.product(query.vector_CD) * interest_CW)
+        return Output(self.head(torch.cat(z, 1))[:, 0], parts.contrasted_ID, interest)
 
     def embed(self, batch: Batch) -> Embedded:
         """Join a batch's rows and candidates with their item vectors."""
@@ -208,7 +219,8 @@ class Model(nn.Module):
     @property
     def tables(self) -> Tables:
         """The embeddings, for the objectives."""
-        return Tables(self.item, self.profile, self.candidate)
+        moves = self.config.stop_gradient != "objective"
+        return Tables(self.contrasted_item, self.profile, self.candidate, moves)
 
     def history(self, rows: Rows, item_ID: Float[Tensor, "I D"]) -> HistoryRows:
         """Join rows with the vectors of their items; context fields take their place on V."""

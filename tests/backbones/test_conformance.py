@@ -252,10 +252,11 @@ def test_saved_weights_give_the_same_answer(name, tmp_path):
 
 
 @EVERY_LIFELONG
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "parts"])
 @torch.no_grad()
-def test_one_state_serves_many_requests(name):
+def test_one_state_serves_many_requests(name, whole):
     """Serving: encode a user once, attend to any candidates; the same as all in one batch."""
-    world, backbone = make_world((0, 30), per_user=12, whole=True), build(VARIANTS[name]).eval()
+    world, backbone = make_world((0, 30), per_user=12, whole=whole), build(VARIANTS[name]).eval()
     together = attend(backbone, world)
     state = backbone.encode(world.history)
     rows = world.history.rows

@@ -281,7 +281,7 @@ def test_11_round_robin_returns_the_smallest_best_ranks():
         make_world((60,), whole=True),
         build(Twin.Config(keep=7, identity_init=False, **SMALL)),
     )
-    kept_CK = twin.preceding(world.history.rows, world.query, world.span_C2, 7)
+    kept_CK = twin.preceding(twin.encode(world.history), world.query, world.span_C2, 7)
     score_SH = ops.span_score(world.history.rows, world.span_C2, twin.final_scoring(world.query))
     score_CHN = score_SH.view(3, 60, 2).transpose(1, 2)
     rank_CHN = (-score_CHN).argsort(-1).argsort(-1)
@@ -296,8 +296,8 @@ def test_11_synchronous_twin_is_exactly_consistent_with_itself(heads):
     world = make_world((200, 150), whole=True)
     twin = build(Twin.Config(width=8, heads=heads, identity_init=False))
     rows = world.history.rows
-    found_CK = twin.preceding(rows, world.query, world.span_C2, 50)
-    own_CK = twin.own_final(rows, world.query, world.span_C2, 50)
+    found_CK = twin.preceding(twin.encode(world.history), world.query, world.span_C2, 50)
+    own_CK = twin.own_final(twin.encode(world.history), world.query, world.span_C2, 50)
     rows_C = world.span_C2[:, 1] - world.span_C2[:, 0]
     assert (overlap(own_CK, found_CK, rows_C) == 1).all()
     common_CK = rank_by_weight(rows, world.span_C2, twin.final_scoring(world.query), 50)
@@ -364,6 +364,17 @@ def test_hard_search_keeps_the_most_recent_rows_of_the_same_key():
         assert kept_K[kept_K >= 0].tolist() == matches
 
 
+def test_eta_attends_to_the_rows_of_smallest_hamming_distance():
+    world, backbone = make_world((40,), whole=True), build(Eta.Config(keep=4, **SMALL))
+    rows = world.history.rows
+    sign_TB = rows.vector_ID[rows.item_T.long()] @ backbone.plane_DB > 0
+    sign_CB = world.query.vector_CD @ backbone.plane_DB > 0
+    apart_CT = (sign_TB[None] != sign_CB[:, None]).sum(-1)
+    kept_CK = attend(backbone, world, levels=True).levels[0].kept_CK
+    for c, kept_K in enumerate(kept_CK.tolist()):
+        assert kept_K == sorted(range(40), key=lambda t, c=c: (apart_CT[c, t], -t))[:4]
+
+
 def test_sub_sampled_auxiliary_task_draws_different_rows_of_the_span():
     span_C2 = torch.tensor([[3, 40], [10, 12], [5, 5]])
     torch.manual_seed(0)
@@ -415,6 +426,43 @@ def test_own_search_table_ranks_by_search_vectors_and_pools_item_vectors():
     score_CT = query.search_CD @ key_TD.T / math.sqrt(WIDTH)
     score_CT = score_CT.masked_fill(~rows_in_span(own), -torch.inf)
     close(found_CD, score_CT.softmax(1).nan_to_num() @ row_TD)
+
+
+def test_own_search_table_of_twin_scores_with_search_vectors_only():
+    world = make_world(whole=True)
+    generator = torch.Generator().manual_seed(4)
+    items, count = len(world.history.rows.vector_ID), len(world.span_C2)
+    search_ID = torch.randn(items, WIDTH, generator=generator)
+    query = replace(world.query, search_CD=torch.randn(count, WIDTH, generator=generator))
+    twin = build(Twin.Config(keep=4, **SMALL)).eval()
+    with torch.no_grad():
+        twin.attention.context.embedding_VE.zero_()
+    found = []
+    for factor in (1.0, -3.0):
+        rows = replace(world.history.rows, vector_ID=factor * world.history.rows.vector_ID)
+        history = replace(world.history, rows=rows, search_ID=search_ID)
+        found.append(attend(twin, replace(world, history=history, query=query)).vector_CW)
+    # Values are linear in the item vectors, weights know nothing of them.
+    close(found[1], -3.0 * found[0])
+    assert (found[0][3:] != 0).any(1).all()
+
+
+def test_the_common_exact_set_is_ranked_by_the_mean_of_softmax_weights():
+    world = make_world((0, 60, 90), whole=True)
+    full = build(FullAttention.Config(width=8, heads=4))
+    with torch.no_grad():
+        full.attention.query_BD.mul_(20.0)
+    rows, span_C2 = world.history.rows, world.span_C2
+    scoring = full.final_scoring(world.query)
+    found_CK = rank_by_weight(rows, span_C2, scoring, 10)
+    row_CN, mask_CN = ops.reference.rows_of_span(span_C2)
+    score_CHN = ops.reference.score_rows(rows, row_CN, mask_CN, scoring).double()
+    weight_CN = score_CHN.softmax(-1).mean(1).masked_fill(~mask_CN, -torch.inf)
+    assert (found_CK[:3] == -1).all()
+    expected_CK = row_CN.gather(1, weight_CN.topk(10).indices)
+    assert torch.equal(found_CK[3:], expected_CK[3:])
+    by_mean_score_CK = row_CN.gather(1, score_CHN.mean(1).topk(10).indices)
+    assert not torch.equal(found_CK[3:], by_mean_score_CK[3:])
 
 
 def test_lap_of_another_k1_shares_parameters_and_leaves_the_original():

@@ -12,10 +12,16 @@ import pytest
 from lcn.cli import COMMANDS
 from lcn.data.dataset import Dataset
 
-SMALL = (
-    "batch.size=256 batch.lifelong=30 batch.short=5 model.width=8 model.field_width=8 "
-    "model.short.width=8 model.hidden=[16] train.epochs=2"
-).split()
+SMALL = [
+    "batch.size=256",
+    "batch.lifelong=30",
+    "batch.short=5",
+    "model.width=8",
+    "model.field_width=8",
+    "model.short.width=8",
+    "model.hidden=[16]",
+    "train.epochs=2",
+]
 
 
 def lcn(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

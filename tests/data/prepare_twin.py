@@ -153,7 +153,7 @@ def _write_rows(path: Path, names: tuple[str, ...], rows: list) -> None:
 
 
 def _is_number(text: str | None) -> bool:
-    return text is None or text.lstrip("-").isdecimal()
+    return text is None or (text.lstrip("-").isdecimal() and str(int(text)) == text)
 
 
 def _array(values: list, *, is_number: bool) -> pa.Array:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import datetime
 import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from prepare_twin import BASE, Event, Item, Logs, User, enough, mapping, write
 
+from lcn.config import dump_config
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.mapping import Csv, Events, Impressions, Limits, Mapping, SplitRule
 from lcn.data.prepare import files, prepare, true_probability, verify
@@ -118,9 +124,12 @@ def test_broken_utf8_is_rejected_line_by_line(tmp_path: Path) -> None:
     assert manifest.count.events["source"] == 11
 
 
-def test_an_open_quote_counts_all_lines_it_swallows(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"8 of 13 rows.*8 with malformed line"):
-        _prepare(tmp_path, [*EVENTS[:5], f'"2,b,{BASE}', *(f"3,c,{BASE + k}" for k in range(7))])
+def test_an_open_quote_fails_the_job_for_it_swallows_lines(tmp_path: Path) -> None:
+    lines = [*EVENTS[:5], f'"2,b,{BASE}', *(f"3,c,{BASE + k}" for k in range(7))]
+    with pytest.raises(DataError, match=r"the quote in line 7 of .*events.csv is never closed"):
+        _prepare(tmp_path, lines)
+    manifest = _prepare(tmp_path, asked=_changed("events", csv=Csv(quote="")))
+    assert manifest.count.events["source"] == 13
 
 
 def test_too_many_rejected_rows_fail_the_job_and_leave_nothing(tmp_path: Path) -> None:
@@ -453,6 +462,28 @@ def test_what_an_interrupted_run_left_is_cleared(tmp_path: Path) -> None:
     _prepare(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_a_killed_run_leaves_nothing_that_opens(tmp_path: Path) -> None:
+    _prepare(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "mapping.yaml").write_text(dump_config(PLAIN), encoding="utf-8")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from lcn.data.prepare import prepare;"
+        "from lcn.data.mapping import read_mapping; folder = Path(sys.argv[1]);"
+        "die = lambda stage: 'context' in stage.name and os.kill(os.getpid(), signal.SIGKILL);"
+        "prepare(read_mapping(folder / 'mapping.yaml'), folder / 'out', base=folder, listener=die)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=False, env=environment
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match=r"holds no manifest.json"):
+        open_dataset(tmp_path / "out.partial")
+    _prepare(tmp_path)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_two_preparations_of_one_folder_do_not_meet(tmp_path: Path) -> None:

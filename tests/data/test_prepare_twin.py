@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from prepare_twin import (
     Event,
@@ -63,12 +63,28 @@ logs = st.builds(
     ),
 ).map(enough)
 
-
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(logs=logs, suffix=st.sampled_from(["csv", "parquet"]), min_count=st.integers(1, 3))
-@example(
-    logs=enough(Logs([Event("1", "a", 3, None, None)] * 2, [], [], [])), suffix="csv", min_count=1
+EDGES = enough(
+    Logs(
+        # Twice the same; at the very second of an impression; at the very end of training.
+        events=[Event("1", "a", 3, None, None)] * 2
+        + [Event("1", "b", second, None, "pv") for second in (5, 29, 30, 35)]
+        + [Event("1", "aa", 6, 30, "late"), Event("1", "aa", 6, 29, "just")],
+        impressions=[],
+        items=[],
+        users=[],
+    )
 )
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    # Every try is a whole preparation: shrinking a failure would take minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
+@given(logs=logs, suffix=st.sampled_from(["csv", "parquet"]), min_count=st.integers(1, 3))
+@example(logs=EDGES, suffix="csv", min_count=1)
 def test_equals_the_slow_twin(logs: Logs, suffix: str, min_count: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
 from lcn.backbones.none import NoLifelong
@@ -14,7 +15,7 @@ from lcn.model import Model, ModelConfig
 from lcn.objectives import OBJECTIVES, Objective, Setup, View
 from lcn.objectives.encoder import EncoderConfig
 from lcn.objectives.sampled import SoftmaxConfig
-from lcn.objectives.stream import StreamConfig
+from lcn.objectives.stream import StreamConfig, merge_stream
 
 WIDTH = 16
 SOURCE = list(range(1, 41))
@@ -50,13 +51,15 @@ def make_setup(dataset: Dataset) -> Setup:
     return Setup(dataset, item_width=WIDTH, field_width=WIDTH, batch_size=16)
 
 
-def make_model(dataset: Dataset, seed: int = 0) -> Model:
+def make_model(dataset: Dataset, seed: int = 0, **changes) -> Model:
     torch.manual_seed(seed)
-    config = ModelConfig(backbone=NoLifelong.Config(), width=WIDTH, field_width=WIDTH)
+    config = ModelConfig(
+        **{"backbone": NoLifelong.Config(), "width": WIDTH, "field_width": WIDTH, **changes}
+    )
     model = Model(config, dataset.manifest)
     with torch.no_grad():
         # Vectors of about unit length, so that every cosine and score is far from zero.
-        model.item.embed.tables[0].weight[2:].normal_()
+        model.contrasted_item.embed.tables[0].weight[2:].normal_()
     return model
 
 
@@ -114,7 +117,7 @@ def make_batch(dataset: Dataset, users: Sequence[History]) -> Batch:
 
 
 def make_view(model: Model, batch: Batch, seed: int = 0, step: int = 10**6) -> View:
-    item_ID = model.item(batch.item_IF.long())
+    item_ID = model.embed(batch).contrasted_ID
     generator = torch.Generator().manual_seed(seed)
     return View(batch, item_ID, model.tables, generator, step)
 
@@ -151,3 +154,23 @@ def ordinary(users: int = 8, seed: int = 0) -> list[History]:
             )
         )
     return made
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def view_and_stream(toy: Dataset, users: Sequence[History], seed: int = 0):
+    """A step in double precision, and the users' streams of up to 8 events."""
+    view = make_view(make_model(toy).double(), make_batch(toy, users), seed)
+    config = StreamConfig(length=8)
+    stream = merge_stream(view.batch, view.latest_candidates(), config, view.generator)
+    return view, stream
+
+
+def assert_same(fast: torch.Tensor, slow: torch.Tensor, *inputs: torch.Tensor) -> None:
+    """Values and the gradients of every input agree."""
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-9)
+    gradients = (torch.autograd.grad(loss, inputs, retain_graph=True) for loss in (fast, slow))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-10)

@@ -21,6 +21,7 @@ from objective_bench import (
 from pydantic import TypeAdapter
 from safetensors.torch import load, save
 
+from lcn.backbones.lap import Lap
 from lcn.config import dump_config, parse_config
 from lcn.errors import ConfigError
 from lcn.objectives import OBJECTIVES, Objective, ObjectiveConfig, build_objective
@@ -73,6 +74,30 @@ def test_item_vectors_of_both_domains_move(toy, name):
         assert (item_gradient(model, domain).norm(dim=1) > 1e-8).sum() >= 2
     for part, parameter in objective.named_parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad.to_dense()).all(), part
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_own_search_table_is_what_objectives_move(toy, name):
+    """Batch items and drawn items alike come from the search table; the other one stands still."""
+    model = make_model(toy, backbone=Lap.Config(k1=4, k2=2), search_table="own")
+    objective, batch = build(name, toy), make_batch(toy, ordinary())
+    for seed in range(2):
+        loss_of(objective, model, batch, seed).backward()
+    assert item_gradient(model, SOURCE + TARGET).abs().sum() == 0
+    moved = model.search_item.embed.tables[0].weight.grad
+    assert moved is not None and moved.to_dense().abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stopped_gradients_leave_items_alone(toy, name):
+    """Items of the batch and items drawn from the corpus alike."""
+    model = make_model(toy, stop_gradient="objective")
+    objective, batch = build(name, toy), make_batch(toy, ordinary())
+    for seed in range(2):
+        loss = loss_of(objective, model, batch, seed)
+        if loss.requires_grad:
+            loss.backward()
+    assert all(parameter.grad is None for parameter in model.item.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,6 +22,7 @@ from lcn.objectives.contrast import item_key
 from lcn.objectives.draw import below, pick_one, pick_some
 from lcn.objectives.encoder import EncoderConfig, StreamEncoder, last_place
 from lcn.objectives.sampled import (
+    Candidates,
     SoftmaxConfig,
     draw_candidates,
     draw_domains,
@@ -213,6 +214,15 @@ def test_small_domain_gives_the_whole_softmax(toy):
         for each in (loss_N, expected_N)
     )
     assert torch.allclose(fast, slow, rtol=1e-8)
+
+
+def test_sampled_softmax_by_hand():
+    """Candidate 5 is drawn with chance 1/4 and stands for 4; candidate 7 is the second label."""
+    drawn = Candidates(torch.zeros(2, 3), torch.tensor([5, 7]), None, torch.tensor([0.25, 1]).log())
+    logit = torch.tensor([[2.0, 3.0], [2.0, 3.0]]).log()
+    loss = sampled_softmax(logit, torch.tensor([5.0, 6.0]).log(), torch.tensor([9, 7]), drawn)
+    expected = [-math.log(5 / (5 + 4 * 2 + 3)), -math.log(6 / (6 + 4 * 2))]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_partition_sum_is_unbiased(toy):

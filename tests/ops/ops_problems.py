@@ -90,12 +90,17 @@ def gradients(pool: Pool, p: Problem, seed=7) -> list[torch.Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
-def everything(p: Problem, norm="softmax", keep=0, kept_CK=None) -> dict[str, torch.Tensor]:
-    """Outputs and gradients of `span_pool`, or of `kept_pool` where rows are listed."""
+def everything(
+    p: Problem, norm="softmax", keep=0, kept_CK=None, form=ops
+) -> dict[str, torch.Tensor]:
+    """Outputs and gradients of `span_pool`, or of `kept_pool` where rows are listed.
+
+    `form` is a module with these ops; the default chooses by device and `ops.force`.
+    """
     if kept_CK is None:
-        pool = ops.span_pool(p.rows, p.span_C2, p.scoring, norm, keep)
+        pool = form.span_pool(p.rows, p.span_C2, p.scoring, norm, keep)
     else:
-        pool = ops.kept_pool(p.rows, kept_CK, p.scoring, norm, keep)
+        pool = form.kept_pool(p.rows, kept_CK, p.scoring, norm, keep)
     d_vector, d_query, d_bias = gradients(pool, p)
     found = {
         "vector_CHD": pool.vector_CHD.detach(),

@@ -1,5 +1,6 @@
 """Runs: resume bit for bit after kill -9, stop before damage, refuse what does not fit."""
 
+import errno
 import json
 import os
 import signal
@@ -165,7 +166,7 @@ def test_run_folder_holds_config_environment_and_curves(toy: Dataset, tmp_path: 
 def test_refusals_teach(toy: Dataset, tmp_path: Path) -> None:
     config = config_for(toy, "train.epochs=1")
     train(config, tmp_path / "r", progress=False)
-    with pytest.raises(ConfigError, match="holds a run already.*--resume"):
+    with pytest.raises(ConfigError, match=r"holds a run already.*--resume"):
         train(config, tmp_path / "r", progress=False)
     other = config_for(toy, "train.epochs=1", "model.hidden=[8]")
     with pytest.raises(CheckpointError, match="belongs to another config"):
@@ -182,6 +183,30 @@ def test_refusals_teach(toy: Dataset, tmp_path: Path) -> None:
     bad.write_bytes((tmp_path / "r/best.safetensors").read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot read"):
         load_weights(bad, run.model)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcn.train import checkpoint
+
+    config, real, saved = config_for(toy), checkpoint.save_file, []
+
+    def until_full(tensors, path) -> None:
+        saved.append(path)
+        if len(saved) > 12:
+            Path(path).write_bytes(b"cut")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", until_full)
+    with pytest.raises(CheckpointError, match=r"No space left.*--resume"):
+        train(config, tmp_path / "r", progress=False)
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    train(config, tmp_path / "r", resume=True, progress=False)
+    train(config, tmp_path / "whole", progress=False)
+    one, other = weights(tmp_path / "r"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow

@@ -50,6 +50,9 @@ class Eta(Backbone[EtaState]):
     assumes = "source-domain events; uses event context fields where there are some"
     searches = True
 
+    plane_DB: Tensor
+    """Normals of the planes, fixed."""
+
     class Config(BaseConfig):
         """Settings."""
 

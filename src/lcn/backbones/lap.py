@@ -158,13 +158,12 @@ class Lap(Backbone[LapState]):
         """The real cascade: the median scope's ranking of what the complete scope passes."""
         csa, whole = self._csa_scoring(query), Selection(span_C2=span_C2)
         if self.msa is None or self.fsa is None:
-            return whole.pool(state.complete, csa, "softmax", keep=keep).kept_CK
+            return _best(whole, state.complete, csa, keep)
         selection = whole
         if self.config.k1:
-            passed = whole.pool(state.complete, csa, "softmax", keep=self.config.k1)
-            selection = Selection(kept_CK=passed.kept_CK)
+            selection = Selection(kept_CK=_best(whole, state.complete, csa, self.config.k1))
         msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
-        return selection.pool(state.rows, msa, "softmax", keep=keep).kept_CK
+        return _best(selection, state.rows, msa, keep)
 
     def passing(self, k1: int) -> Lap:
         """The same trained pyramid with another K1, sharing all parameters (Figure 5b)."""
@@ -176,7 +175,9 @@ class Lap(Backbone[LapState]):
         self, state: LapState, query: Query, seen: dict[str, Selection]
     ) -> tuple[Level, ...]:
         config = self.config
-        k1 = config.k1 or _longest(seen["complete"].span_C2)
+        span_C2 = seen["complete"].span_C2
+        assert span_C2 is not None
+        k1 = config.k1 or _longest(span_C2)
         csa = self._csa_scoring(query)
         found = (describe_level("complete", state.complete, seen["complete"], csa, k1),)
         if self.msa is not None:
@@ -235,6 +236,12 @@ class Lap(Backbone[LapState]):
         answer_CKB = self._feed_forward(heads_B, repeated_D).unflatten(0, (count, k2))
         real_CK1 = (kept_CK >= 0)[..., None]
         return (answer_CKB * real_CK1).sum(1) / real_CK1.sum(1).clamp(min=1)
+
+
+def _best(selection: Selection, rows: HistoryRows, scoring: Scoring, keep: int) -> Tensor:
+    kept_CK = selection.pool(rows, scoring, "softmax", keep=keep).kept_CK
+    assert kept_CK is not None
+    return kept_CK
 
 
 def _op_norm(norm: PyramidNorm) -> Literal["softmax", "mean", "raw"]:

@@ -59,6 +59,9 @@ class Sdim(Backbone[SdimState]):
     assumes = "source-domain events; `final: mhta` uses event context fields where there are some"
     searches = True
 
+    plane_DGP: Tensor
+    """Normals of the planes, fixed."""
+
     class Config(BaseConfig):
         """Settings."""
 

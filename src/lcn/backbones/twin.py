@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -88,7 +89,14 @@ class TwinAttention(nn.Module):
         return self.output(project_values(pool, self.context, self.value_BX))
 
 
-class Twin(Backbone[HistoryRows]):
+@dataclass(frozen=True, slots=True)
+class TwinState:
+    """A history, scored as it is."""
+
+    rows: HistoryRows
+
+
+class Twin(Backbone[TwinState]):
     """Two stages with one attention: its heads pick K of all N rows, then it attends to them.
 
     The search has no loss and no gradient: it uses the attention's parameters.
@@ -103,6 +111,9 @@ class Twin(Backbone[HistoryRows]):
     source = "Chang et al. 2023 (arXiv 2302.02352)"
     assumes = "source-domain events; event context fields and recency become scalar biases"
     searches = True
+
+    steps: Tensor
+    """Training steps taken, where there is a snapshot to renew."""
 
     class Config(BaseConfig):
         """Settings."""
@@ -146,21 +157,21 @@ class Twin(Backbone[HistoryRows]):
             self.snapshot = copy.deepcopy(self.attention).requires_grad_(False)
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def encode(self, history: History) -> HistoryRows:
-        """Rows are scored as they are: projections are absorbed into the queries."""
-        return history.for_both(history.rows)
+    def encode(self, history: History) -> TwinState:
+        """Nothing to prepare: projections are absorbed into the queries."""
+        return TwinState(history.for_both(history.rows))
 
     def attend(
-        self, state: HistoryRows, query: Query, span_C2: Tensor, *, levels: bool = False
+        self, state: TwinState, query: Query, span_C2: Tensor, *, levels: bool = False
     ) -> Interest:
         """Let the heads select, attend to the selection."""
         self._refresh()
         kept_CHK = self._select(state, self._search(query), span_C2)
         scoring = self.final_scoring(query)
         if kept_CHK.shape[1] == 1:
-            pool = Selection(kept_CK=kept_CHK[:, 0]).pool(state, scoring, "softmax")
+            pool = Selection(kept_CK=kept_CHK[:, 0]).pool(state.rows, scoring, "softmax")
         else:
-            pool = _pool_per_head(state, scoring, kept_CHK)
+            pool = _pool_per_head(state.rows, scoring, kept_CHK)
         item_width = query.vector_CD.shape[1]
         # With a search table of its own a row is [search ‖ item]: only the item is a value.
         pool = Pool(pool.vector_CHD[..., -item_width:], pool.weight_CHV, None)
@@ -171,13 +182,13 @@ class Twin(Backbone[HistoryRows]):
         """Scores of the attention over any rows."""
         return query.for_both(self.attention.scoring(query.search_vector_CD, query.time_C))
 
-    def preceding(self, state: HistoryRows, query: Query, span_C2: Tensor, keep: int) -> Tensor:
+    def preceding(self, state: TwinState, query: Query, span_C2: Tensor, keep: int) -> Tensor:
         """What the heads select together."""
-        return _aggregate(state, self._search(query), span_C2, keep, self.config.select)
+        return _aggregate(state.rows, self._search(query), span_C2, keep, self.config.select)
 
-    def own_final(self, state: HistoryRows, query: Query, span_C2: Tensor, keep: int) -> Tensor:
+    def own_final(self, state: TwinState, query: Query, span_C2: Tensor, keep: int) -> Tensor:
         """What the attention's current parameters would select: the authors' "real" set."""
-        return _aggregate(state, self.final_scoring(query), span_C2, keep, self.config.select)
+        return _aggregate(state.rows, self.final_scoring(query), span_C2, keep, self.config.select)
 
     def _search(self, query: Query) -> Scoring:
         with torch.no_grad():
@@ -192,22 +203,22 @@ class Twin(Backbone[HistoryRows]):
             self.snapshot.load_state_dict(self.attention.state_dict())
         self.steps += 1
 
-    def _select(self, state: HistoryRows, search: Scoring, span_C2: Tensor) -> Tensor:
+    def _select(self, state: TwinState, search: Scoring, span_C2: Tensor) -> Tensor:
         config = self.config
         if config.select != "per_head":
-            return _aggregate(state, search, span_C2, config.keep, config.select)[:, None]
-        return _rank_per_head(ops.span_score(state, span_C2, search), span_C2, config.keep)
+            return _aggregate(state.rows, search, span_C2, config.keep, config.select)[:, None]
+        return _rank_per_head(ops.span_score(state.rows, span_C2, search), span_C2, config.keep)
 
-    def _describe(self, state: HistoryRows, query: Query, span_C2: Tensor) -> tuple[Level, ...]:
+    def _describe(self, state: TwinState, query: Query, span_C2: Tensor) -> tuple[Level, ...]:
         whole, search = Selection(span_C2=span_C2), self._search(query)
-        kept_CK = _aggregate(state, search, span_C2, self.config.keep, self.config.select)
+        kept_CK = _aggregate(state.rows, search, span_C2, self.config.keep, self.config.select)
         kept = Selection(kept_CK=kept_CK)
-        seen = describe_level("search", state, whole, search, _longest(span_C2))
+        seen = describe_level("search", state.rows, whole, search, _longest(span_C2))
         # The stage's own order, with the weights of the whole span.
         same_CKN = kept_CK[:, :, None] == seen.kept_CK[:, None, :]
         weight_CK = (same_CKN * seen.weight_CK[:, None, :]).sum(-1) * (kept_CK >= 0)
         final = self.final_scoring(query)
-        exact = describe_level("exact", state, kept, final, self.config.keep)
+        exact = describe_level("exact", state.rows, kept, final, self.config.keep)
         return (Level("search", kept_CK, weight_CK), exact)
 
 

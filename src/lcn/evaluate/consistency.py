@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from lcn.schema import Split
 
 Exact = Literal["common", "own"]
 """How heads agree on R: the mean of their softmax weights, or TWIN's own selection."""
-_Choice = Callable[[Tensor, Query, Tensor, int], Tensor]
+_Choice = Callable[[Any, Query, Tensor, int], Tensor]
 """(state, query, spans, keep) to kept rows [C, keep]."""
 
 
@@ -223,9 +223,12 @@ class _Compared:
 
 def common(backbone: Backbone) -> _Choice:
     """R by the final stage's softmax weights, heads averaged."""
-    return lambda state, query, span_C2, keep: rank_by_weight(
-        state.rows, span_C2, backbone.final_scoring(query), keep
-    )
+
+    def choose(state: Any, query: Query, span_C2: Tensor, keep: int) -> Tensor:
+        scoring = backbone.final_scoring(query)
+        return rank_by_weight(state.rows, span_C2, scoring, keep)
+
+    return choose
 
 
 def shared_rows(exact_CK: Int[Tensor, "C K"], found_CJ: Int[Tensor, "C J"]) -> Bool[Tensor, "C J"]:

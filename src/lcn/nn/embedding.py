@@ -57,7 +57,7 @@ class FieldEmbedding(nn.Module):
     def forward(self, index_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N FW"]:
         """Look the fields up and concatenate them; no fields give width 0."""
         if not len(self.tables):
-            return torch.zeros(len(index_NF), 0)
+            return torch.zeros(len(index_NF), 0, device=index_NF.device)
         columns = zip(self.tables, index_NF.unbind(1), strict=True)
         parts = [look_up(table, column) for table, column in columns]
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
@@ -117,5 +117,18 @@ class Tables:
     """The embeddings of a model, for losses on them."""
 
     item: ItemEncoder
+    """Of the items that losses see."""
     profile: FieldEmbedding
     candidate: FieldEmbedding
+    item_moves: bool = True
+    """False: losses do not move item vectors or item fields."""
+
+    def encode_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """Vectors of items by their fields."""
+        vector_ND = self.item(item_NF.long())
+        return vector_ND if self.item_moves else vector_ND.detach()
+
+    def embed_items(self, item_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N FW"]:
+        """Embeddings of items' fields, concatenated."""
+        embedded_NZ = self.item.embed(item_NF.long())
+        return embedded_NZ if self.item_moves else embedded_NZ.detach()

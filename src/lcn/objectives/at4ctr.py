@@ -117,7 +117,7 @@ class At4Ctr(Objective):
         key_Q = torch.cat([key_P, self.memory_key_M[kept_M]])
         user_Q = torch.cat([address_P, self.memory_user_M[kept_M]])
         if self.training:
-            self._remember(item_PW.detach(), key_P, address_P)
+            self._remember(item_PW, key_P, address_P)
         allowed_PQ = (key_P[:, None] != key_Q) & (address_P[:, None] != user_Q)
         logit_PQ = user_PW @ other_PW.T / tau
         return _mean(info_nce(logit_PQ, allowed_PQ, (user_PW * item_PW).sum(1) / tau), allowed_PQ)

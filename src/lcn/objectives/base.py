@@ -78,7 +78,7 @@ class View:
 
     def encode(self, field_NF: Int[Tensor, "N F"]) -> Float[Tensor, "N D"]:
         """Vectors of items by their fields, through the model's own item encoder."""
-        return self.tables.item(field_NF.to(self.item_ID.device).long())
+        return self.tables.encode_items(field_NF.to(self.item_ID.device))
 
     def zero(self) -> Float[Tensor, ""]:
         """A loss of nothing, with a zero gradient."""

@@ -79,8 +79,8 @@ class Bert4Rec(Objective):
 
 
 def draw_mask(stream: Stream, share: float, generator: torch.Generator) -> Bool[Tensor, "U L"]:
-    """Mask a share of each user's events, at least one, and at least one per domain present."""
-    count_U = (share * stream.length_U + 0.5).long().clamp(min=1)
+    """Mask a share of each user's events, and at least one of each domain present."""
+    count_U = (share * stream.length_U + 0.5).long()
     masked_UL = pick_some(stream.real_UL, count_U, generator)
     place_L = torch.arange(masked_UL.shape[1], device=masked_UL.device)
     for target in (False, True):

@@ -86,10 +86,10 @@ def sample_fields(view: View) -> tuple[Float[Tensor, "C F E"], Bool[Tensor, "C F
     A user's short-term fields are those of its latest candidate, computed once per user.
     """
     batch, tables, latest_U = view.batch, view.tables, view.latest_candidates()
-    item_CF = batch.item_IF[batch.candidate_C].long()
+    item_CF = batch.item_IF[batch.candidate_C]
     named_CZ = torch.cat(
         [
-            tables.item.embed(item_CF),
+            tables.embed_items(item_CF),
             tables.candidate(batch.candidate_CA.long()),
             tables.profile(batch.profile_UP.long())[batch.user_of_C],
         ],

@@ -79,6 +79,7 @@ class QLearner(nn.Module):
         self.values = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(2))
         self.value_bias_2 = nn.Parameter(torch.zeros(2))
         self.reward_field, reward_2V = read_rewards(config.rewards, setup)
+        self.reward_2V: Tensor
         self.register_buffer("reward_2V", reward_2V, persistent=False)
 
     def forward(self, view: View) -> QTerms | None:

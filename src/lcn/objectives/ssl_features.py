@@ -83,7 +83,7 @@ class Ssl(Objective):
         return correlated_mask(self.partners_FF, generator)
 
     def _contrast(self, view: View, field_NF: Tensor, masked_F: Tensor) -> Tensor:
-        embedded_NFW = view.tables.item.embed(field_NF).unflatten(1, (len(masked_F), -1))
+        embedded_NFW = view.tables.embed_items(field_NF).unflatten(1, (len(masked_F), -1))
         kept_NZ = (embedded_NFW * ~masked_F[:, None]).flatten(1)
         hidden_NZ = (embedded_NFW * masked_F[:, None]).flatten(1)
         a_ND, b_ND = unit(self.tower(kept_NZ)), unit(self.tower(hidden_NZ))

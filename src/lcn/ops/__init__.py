@@ -1,15 +1,18 @@
 """Operations on span histories: one definition, a reference twin and a fast form.
 
-The fast form (compiled for the CPU, no padded or gathered copy of a history) is used for float32
-tensors on the CPU; everything else takes the reference. `force` overrides the choice, for tests
-and benchmarks.
+The fast forms make no padded or gathered copy of a history: one is compiled for the CPU and used
+for float32 tensors there, one is written in Triton and used for float32 (and bfloat16) vectors on a
+GPU. Everything else takes the reference. `force` overrides the choice, for tests and benchmarks.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
@@ -114,18 +117,20 @@ def share_gradient(vector_ID: Float[Tensor, "I D"]) -> Float[Tensor, "I D"]:
     """The same vectors, for which all ops that read them add into one gradient.
 
     Without it every op makes a gradient of all I vectors of its own, and they are summed. Values
-    and gradients are the same either way, up to the order of sums.
+    and gradients are the same either way, up to the order of sums. Ask for the gradient of what
+    the vectors were computed from: ops do not tell the returned tensor what they add. A form of
+    the ops without a shared gradient returns the vectors as they are.
     """
-    ops = _ops(vector_ID)
-    return vector_ID if ops is reference else ops.share_gradient(vector_ID)
+    shares = getattr(_ops(vector_ID), "share_gradient", None)
+    return vector_ID if shares is None else shares(vector_ID)
 
 
 def take_vectors(
     vector_ID: Float[Tensor, "I D"], index_C: Int[Tensor, " C"]
 ) -> Float[Tensor, "C D"]:
     """`vector_ID[index_C]`, whose gradient goes where those of other ops go."""
-    ops = _ops(vector_ID)
-    return vector_ID[index_C] if ops is reference else ops.take_vectors(vector_ID, index_C)
+    take = getattr(_ops(vector_ID), "take_vectors", None)
+    return vector_ID[index_C] if take is None else take(vector_ID, index_C)
 
 
 def _ops(floats: Tensor) -> ModuleType:
@@ -133,14 +138,30 @@ def _ops(floats: Tensor) -> ModuleType:
     choice = _choice.get()
     if choice == "reference":
         return reference
-    fits = floats.device.type == "cpu" and floats.dtype == torch.float32
-    if choice == "fast" and not fits:
-        raise ValueError(
-            "the fast ops need float32 tensors on the CPU, got "
-            f"{floats.dtype} on {floats.device}; use ops.force('reference')"
-        )
-    if not fits:
-        return reference
-    from lcn.ops import cpu
+    place, kind = floats.device.type, floats.dtype
+    if place == "cpu" and kind == torch.float32:
+        from lcn.ops import cpu
 
-    return cpu
+        return cpu
+    if place == "cuda" and kind in (torch.float32, torch.bfloat16) and _has_triton():
+        from lcn.ops import cuda
+
+        return cuda
+    if choice == "fast":
+        raise ValueError(
+            "the fast ops need float32 tensors on the CPU, or on a GPU with Triton installed, got "
+            f"{kind} on {floats.device}; use ops.force('reference')"
+        )
+    return reference
+
+
+@cache
+def _has_triton() -> bool:
+    if find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "tensors are on a GPU but Triton is not installed, so every candidate gets a padded copy "
+        "of its history; install it with `pip install 'lcn[cuda]'`",
+        stacklevel=4,
+    )
+    return False

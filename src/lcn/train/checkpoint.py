@@ -60,7 +60,21 @@ def save_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) ->
         folder: where it shall stand.
         trainee: what to save.
         identity: what a resuming run must agree with (dataset fingerprint, config digest).
+
+    Raises:
+        CheckpointError: it cannot be written (disk full, say); an older checkpoint is still whole.
     """
+    try:
+        _write_checkpoint(folder, trainee, identity)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write checkpoint {folder}: {error}; the run stops here. Free some space, then "
+            "go on from the last whole checkpoint with `lcn train --resume`"
+        ) from error
+
+
+def _write_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

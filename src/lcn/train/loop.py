@@ -71,11 +71,12 @@ def train(
         after_step: called with the step number after each step (for tests and tools).
 
     Raises:
-        ConfigError: the folder holds a run already.
+        ConfigError: the folder holds a run already, or this machine has no such device.
         CheckpointError: its checkpoint is of another config or dataset.
         TrainingError: the loss is not finite; parameters are those before that step.
     """
     folder = Path(folder)
+    _check_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     dataset = open_dataset(config.dataset)
@@ -264,6 +265,18 @@ class _Loop:
 
     def _save(self) -> None:
         save_checkpoint(self.folder / "checkpoint", self.trainee, self.identity)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that this machine or this build of PyTorch does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"train.device is {device!r}, which cannot be used here ({error}); PyTorch "
+            f"{torch.__version__} sees {torch.cuda.device_count()} GPUs: set train.device to cpu, "
+            "or install a build of PyTorch for this machine's GPU"
+        ) from error
 
 
 def _digest(config: RunConfig) -> str:

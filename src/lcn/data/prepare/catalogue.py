@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lcn.data.mapping import Events, Impressions, Items, Mapping, Users
@@ -29,7 +30,7 @@ class Catalogue:
 
 def stage_catalogue(
     engine: Engine,
-    inputs: list[tuple[Input, Items | Users]],
+    inputs: Sequence[tuple[Input, Items | Users]],
     kind: str,
     key: str,
     reached: dict[str, str] | None = None,

@@ -43,6 +43,7 @@ class Engine:
     def __init__(
         self, work: Path, *, timezone: str, threads: int | None, memory_limit: str
     ) -> None:
+        self.work = work
         self._connection = duckdb.connect(str(work / "work.duckdb"))
         _be_silent(self._connection)
         settings: dict[str, str | int | bool] = {

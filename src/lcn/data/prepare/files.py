@@ -71,7 +71,7 @@ class ColumnWriter:
 def _write_all(descriptor: int, block: NDArray[Any]) -> None:
     if block.size == 0:
         return
-    left = memoryview(block).cast("B")
+    left = block.data.cast("B")
     while left:
         left = left[os.write(descriptor, left) :]
 

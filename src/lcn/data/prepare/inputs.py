@@ -6,7 +6,7 @@ import csv
 import glob
 import gzip
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +14,7 @@ import duckdb
 
 from lcn.data.mapping import Csv, Source
 from lcn.data.prepare.engine import Engine, explained, literal, quote
+from lcn.data.prepare.mending import Malformed, mend
 from lcn.errors import DataError, nearest
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
@@ -39,6 +40,9 @@ class Input:
     """Relation with the columns above, and `items` if joined; malformed lines are recorded."""
     sql_with_file: str
     """The same with the column `lcn file`; malformed lines are passed over."""
+    form: Csv
+    copies: dict[str, str] = field(default_factory=dict)
+    """file read in place of another, without its malformed lines -> that other"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ def open_input(engine: Engine, source: Source, label: str, place: str, base: Pat
         columns={name: kind.upper() for name, kind, *_ in described},
         sql=sql,
         sql_with_file="(" + " UNION ALL BY NAME ".join(passing) + ")",
+        form=source.csv,
     )
 
 
@@ -100,6 +105,54 @@ def with_items(table: Input, item: Expression, kind: str) -> Input:
         )
 
     return replace(table, sql=joined(table.sql), sql_with_file=joined(table.sql_with_file))
+
+
+def without_malformed_lines(
+    engine: Engine, table: Input
+) -> tuple[Input, list[tuple[str, Malformed]]]:
+    """Replace files that have malformed lines by copies without them.
+
+    Call it after the table was read once: the engine has then noted which files they are.
+
+    Returns:
+        The table to read, and (file, what was left out of it).
+
+    Raises:
+        DataError: a quote is never closed, or the engine objects to a mended copy too.
+    """
+    bad: list[tuple[str, Malformed]] = []
+    copies: dict[str, str] = {}
+    for file in _noted_files(engine, table):
+        if file in table.copies:
+            raise DataError(f"{table.place}: cannot read {table.copies[file]}; check its quotes")
+        copy = engine.work / f"mended-{table.label}-{len(copies)}.csv"
+        width = len(table.form.columns or _header(file, table.form, table.place))
+        delimiter = _delimiter(file, table.form)
+        bad += [(file, line) for line in mend(file, copy, table.form, delimiter, width)]
+        copies[str(copy)] = file
+    sql, sql_with_file = table.sql, table.sql_with_file
+    for copy, file in copies.items():
+        sql = sql.replace(literal(file), literal(copy))
+        sql_with_file = sql_with_file.replace(literal(file), literal(copy))
+    return replace(table, sql=sql, sql_with_file=sql_with_file, copies=copies), bad
+
+
+def _noted_files(engine: Engine, table: Input) -> list[str]:
+    """Return the files the engine found malformed lines in, and forget them."""
+    names = engine.rows(
+        "SELECT table_name FROM duckdb_tables() WHERE temporary AND "
+        f"regexp_matches(table_name, {literal(f'^malformed_{table.label}_[0-9]+$')}) ORDER BY ALL"
+    )
+    files: set[str] = set()
+    for (noted,) in names:
+        scans = noted.replace("malformed_", "scan_", 1)
+        found = engine.rows(
+            f"SELECT DISTINCT file_path FROM {noted} JOIN {scans} USING (scan_id, file_id)"
+        )
+        files.update(file for (file,) in found)
+        engine.run(f"DROP TABLE {noted}")
+        engine.run(f"DROP TABLE {scans}")
+    return sorted(files)
 
 
 def bind(engine: Engine, table: Input, setting: str, expression: str) -> Expression:
@@ -228,8 +281,10 @@ def _by_header(
 
 def _header(file: str, form: Csv, place: str) -> tuple[str, ...]:
     with explained(f"{place}: cannot read {file}"), _open_text(file) as text:
-        quoting = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE}
-        first = next(csv.reader(text, delimiter=_delimiter(file, form), **quoting), [])
+        delimiter, quote_as = _delimiter(file, form), form.quote or None
+        quoting = csv.QUOTE_MINIMAL if form.quote else csv.QUOTE_NONE
+        lines = csv.reader(text, delimiter=delimiter, quotechar=quote_as, quoting=quoting)
+        first = next(lines, [])
     if not first:
         raise DataError(f"{place}: {file} is empty: expected a header, or csv.columns with names")
     if not form.header:

@@ -151,7 +151,7 @@ class Reader:
         self.add_duplicates(catalogue.repeated)
         return sum(staged.rows for staged in catalogue.staged)
 
-    def _judge(self, staged: Staged, mapped: Source, bounds: Bounds) -> None:
+    def _judge(self, staged: Staged, mapped: Log | Items | Users, bounds: Bounds) -> None:
         """Count what cannot be used; fail if it is too much, else write it aside."""
         rejected = count_rejected(self.engine, staged)
         self.rejected[staged.name] = dict(rejected.reasons)

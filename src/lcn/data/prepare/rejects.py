@@ -35,9 +35,7 @@ def count_rejected(engine: Engine, staged: Staged) -> Rejected:
     counted = engine.rows(
         f"SELECT reason, count(*) FROM {staged.name} WHERE reason IS NOT NULL GROUP BY reason"
     )
-    counted += engine.rows(
-        f"SELECT reason, sum(lines)::BIGINT FROM {malformed(staged)} GROUP BY reason"
-    )
+    counted += engine.rows(f"SELECT reason, count(*) FROM {malformed(staged)} GROUP BY reason")
     reasons = {reason: int(count) for reason, count in sorted(counted)}
     skipped = sum(reasons.get(reason, 0) for reason in ("broken UTF-8", "malformed line"))
     return Rejected(staged.name, staged.rows + skipped, reasons)
@@ -108,7 +106,11 @@ def _examples(staged: Staged) -> str:
     """Return a SELECT of reason, file and row (as text) of everything left out."""
     table = staged.query.table
     packed = ", ".join(f"{literal(name)}: CAST({quote(name)} AS VARCHAR)" for name in table.columns)
-    extra = {"lcn row": f"CAST(to_json({{{packed}}}) AS VARCHAR)", "lcn origin": '"lcn file"'}
+    whens = "".join(
+        f"WHEN {literal(copy)} THEN {literal(file)} " for copy, file in table.copies.items()
+    )
+    origin = f'CASE "lcn file" {whens}ELSE "lcn file" END' if whens else '"lcn file"'
+    extra = {"lcn row": f"CAST(to_json({{{packed}}}) AS VARCHAR)", "lcn origin": origin}
     rows = staged.query.select('"lcn origin" AS file, "lcn row" AS row', table.sql_with_file, extra)
     return (
         f"SELECT reason, file, row FROM ({rows}) WHERE reason IS NOT NULL "

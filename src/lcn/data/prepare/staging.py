@@ -7,11 +7,20 @@ candidate).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
 
 from lcn.data.mapping import Events, Impressions
-from lcn.data.prepare.engine import Engine, explained, literal, quote
-from lcn.data.prepare.inputs import Expression, Input, as_key, as_text, bind
+from lcn.data.prepare.engine import Engine, explained, quote
+from lcn.data.prepare.inputs import (
+    Expression,
+    Input,
+    as_key,
+    as_text,
+    bind,
+    without_malformed_lines,
+)
 from lcn.data.prepare.times import Bounds, as_milliseconds
 
 
@@ -84,13 +93,26 @@ def stage(engine: Engine, query: Query, number: int) -> Staged:
     kept = ", ".join(quote(column) for column in query.kept)
     with explained(f"reading {query.table.place} ({query.table.files[0]})"):
         engine.run(f"CREATE TABLE {name} AS {query.select(kept, query.table.sql)}")
-        engine.run(f"CREATE TABLE {name}_malformed AS {_malformed(engine, query.table)}")
+        table, bad = without_malformed_lines(engine, query.table)
+        if table.copies:
+            query = replace(query, table=table)
+            engine.run(f"CREATE OR REPLACE TABLE {name} AS {query.select(kept, table.sql)}")
+            without_malformed_lines(engine, table)
+        engine.run(f"CREATE TABLE {name}_malformed (reason VARCHAR, file VARCHAR, row VARCHAR)")
+        if bad:
+            columns = [[m.reason for _, m in bad], [f for f, _ in bad], [m.text for _, m in bad]]
+            engine.insert(
+                f"{name}_malformed",
+                pa.RecordBatch.from_arrays(
+                    [pa.array(c) for c in columns], ["reason", "file", "row"]
+                ),
+            )
         rows = engine.value(f"SELECT count(*) FROM {name}")
     return Staged(query, name, number, rows)
 
 
 def malformed(staged: Staged) -> str:
-    """Return the table of lines the text reader skipped: reason, file, row, lines."""
+    """Return the table of lines that could not be read: reason, file, row."""
     return f"{staged.name}_malformed"
 
 
@@ -253,23 +275,3 @@ def _all_of(engine: Engine, table: Input, **rules: str | None) -> str:
         if rule is not None
     ]
     return " AND ".join(conditions) or "true"
-
-
-def _malformed(engine: Engine, table: Input) -> str:
-    """Return a SELECT of the malformed lines the engine noted in its temporary tables."""
-    noted = engine.rows(
-        "SELECT table_name FROM duckdb_tables() WHERE temporary AND "
-        f"regexp_matches(table_name, {literal(f'^malformed_{table.label}_[0-9]+$')}) ORDER BY ALL"
-    )
-    if not noted:
-        return "SELECT '' AS reason, '' AS file, '' AS row, 0 AS lines WHERE false"
-    # One line can break several rules; a quote that never closes swallows the lines after it.
-    return " UNION ALL ".join(
-        "SELECT CASE WHEN bool_or(error_type = 'INVALID ENCODING') THEN 'broken UTF-8' "
-        "ELSE 'malformed line' END AS reason, file_path AS file, min(csv_line) AS row, "
-        "max(greatest(1, len(string_split(rtrim(csv_line, chr(10)), chr(10))))) AS lines "
-        f"FROM {name} JOIN (SELECT DISTINCT scan_id, file_id, file_path "
-        f"FROM {name.replace('malformed_', 'scan_', 1)}) USING (scan_id, file_id) "
-        "GROUP BY file_path, line"
-        for (name,) in noted
-    )

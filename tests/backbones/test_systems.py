@@ -1,0 +1,156 @@
+"""Backbones in whole models: recipes, search tables, stopped gradients, unfit data."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from toy import make_toy
+
+from lcn.backbones import BACKBONES
+from lcn.cli import cli
+from lcn.config import load_config
+from lcn.data.dataset import open_dataset
+from lcn.data.loader import BatchConfig, Collator
+from lcn.errors import ConfigError
+from lcn.model import Model, ModelConfig
+from lcn.recipes import RECIPES
+from lcn.train import RunConfig, train
+
+SMALL = {"width": 8, "field_width": 8, "hidden": (8,), "short": {"width": 8, "heads": 2}}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("systems"), users=20)
+
+
+def batch_of(toy, count=32):
+    samples = toy.samples["train"]
+    return Collator(toy, "train", BatchConfig(size=count))(np.arange(len(samples))[-count:])
+
+
+def model_of(toy, backbone, **options):
+    torch.manual_seed(0)
+    return Model(
+        ModelConfig.model_validate({"backbone": backbone, **SMALL, **options}), toy.manifest
+    )
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_is_a_model_that_says_its_name(name, toy):
+    config = RECIPES[name]("data")
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+    if name in BACKBONES:
+        assert config.model.backbone.name == name and not config.objectives
+        return
+    special = {"lcn": "lap_crp", "lcn_paper": "lap_crp", "csa_crp": "lap_crp"}
+    backbone, _, objective = special.get(name, name).rpartition("_")
+    assert config.model.backbone.name == backbone
+    assert [each.name for each in config.objectives] == [objective]
+    assert config.title == name
+
+
+@pytest.mark.parametrize("name", ["sim_soft", "eta", "sdim", "twin", "lap"])
+def test_an_own_search_table_decides_and_the_objective_sees_it(name, toy):
+    model = model_of(toy, {"name": name}, search_table="own").eval()
+    batch = batch_of(toy)
+    before = model(batch)
+    with torch.no_grad():
+        for table in model.search_item.embed.tables:
+            table.weight[2:] = torch.randn(table.weight[2:].shape)
+    after = model(batch)
+    assert not torch.equal(after.item_ID, before.item_ID)
+    assert torch.equal(after.item_ID, model.contrasted_item(batch.item_IF.long()))
+    with torch.no_grad():
+        item_ID = model.item(batch.item_IF.long())
+    assert not torch.allclose(after.item_ID, item_ID)
+    assert not torch.equal(after.interest.vector_CW, before.interest.vector_CW)
+
+
+@pytest.mark.parametrize("name", ["none", "full", "sim_hard"])
+def test_an_own_search_table_is_refused_where_nothing_searches(name, toy):
+    with pytest.raises(ConfigError, match="for sim_soft, eta, sdim, twin, lap"):
+        model_of(toy, {"name": name}, search_table="own")
+
+
+@pytest.mark.parametrize("table", ["shared", "own"])
+@pytest.mark.parametrize("stop", ["none", "main", "objective"])
+def test_gradients_stop_where_they_are_told_to(table, stop, toy):
+    model = model_of(toy, {"name": "lap"}, search_table=table, stop_gradient=stop)
+    output = model(batch_of(toy))
+    seen = model.contrasted_item.embed.tables[0].weight
+
+    def moves(loss):
+        if not loss.requires_grad:
+            return False
+        grad = torch.autograd.grad(loss, seen, retain_graph=True, allow_unused=True)[0]
+        return grad is not None and bool((grad != 0).any())
+
+    assert moves(output.logit_C.sum()) == (stop != "main")
+    assert moves(output.item_ID.square().sum()) == (stop != "objective")
+    # What objectives encode themselves is of the same table and stops alike.
+    item_IF = batch_of(toy).item_IF.long()
+    assert torch.equal(model.tables.item(item_IF), output.item_ID)
+    assert moves(model.tables.item(item_IF).square().sum()) == (stop != "objective")
+    assert moves(model.tables.item.embed(item_IF).square().sum()) == (stop != "objective")
+
+
+def test_item_vectors_that_nothing_would_train_are_refused():
+    with pytest.raises(ConfigError, match="add an objective"):
+        load_config(RunConfig, None, ["dataset=d", "model.stop_gradient=main"])
+
+
+def test_a_field_that_the_data_lacks_is_named_with_the_nearest(toy):
+    with pytest.raises(ConfigError, match="no item field 'catgory'; did you mean 'category'"):
+        model_of(toy, {"name": "sim_hard", "key": "catgory"})
+
+
+def test_data_in_which_nothing_can_match_is_refused_before_training(tmp_path):
+    """Source and target categories disjoint, as the public split makes them."""
+    folder = tmp_path / "disjoint"
+    make_toy(folder, users=20)
+    item_IF = np.load(folder / "items.npy")
+    candidates = np.load(folder / "samples/train/item.npy")
+    item_IF[np.unique(candidates), 1] = 1
+    np.save(folder / "items.npy", item_IF)
+    config = RECIPES["sim_hard"](str(folder))
+    with pytest.raises(ConfigError, match=r"no source-domain event can match .* 'category'"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="hard search cannot work on this data"):
+        model_of(open_dataset(folder), {"name": "sim_hard"}).check(open_dataset(folder))
+
+
+def test_another_field_that_would_match_is_suggested(tmp_path):
+    folder = tmp_path / "other"
+    make_toy(folder, users=20)
+    item_IF = np.load(folder / "items.npy")
+    shown = np.unique(np.load(folder / "samples/train/item.npy"))
+    item_IF[shown, 1] = 1
+    item_IF[shown, 0] = 2
+    np.save(folder / "items.npy", item_IF)
+    dataset = open_dataset(folder)
+    with pytest.raises(ConfigError, match=r"set model.backbone.key to 'item'"):
+        model_of(dataset, {"name": "sim_hard"}).check(dataset)
+
+
+def test_models_lists_backbones_and_objectives():
+    done = CliRunner().invoke(cli, ["models", "--json"])
+    assert done.exit_code == 0, done.output
+    entries = json.loads(done.stdout)
+    kinds = {entry["name"]: entry["kind"] for entry in entries}
+    assert kinds["sdim"] == "backbone" and kinds["crp"] == "objective"
+    assert all(entry["summary"] for entry in entries)
+    eta = next(entry for entry in entries if entry["name"] == "eta")
+    bits = next(setting for setting in eta["settings"] if setting["name"] == "bits")
+    assert bits["default"] == 32 and bits["type"] == "integer" and bits["help"]
+    assert eta["source"] and eta["assumes"]
+
+
+def test_models_prints_one_model_with_its_settings():
+    done = CliRunner().invoke(cli, ["models", "twin"])
+    assert done.exit_code == 0 and "round_robin | mean_alpha | per_head" in done.stdout
+    wrong = CliRunner().invoke(cli, ["models", "twn"])
+    assert isinstance(wrong.exception, ConfigError) and "'twin'" in str(wrong.exception)
