@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lcn import ops
 from lcn.backbones import BACKBONES, BackboneConfig, build_backbone
 from lcn.backbones.base import Features, History, Interest, Query
 from lcn.backbones.lap import Lap
@@ -162,8 +163,20 @@ class Model(nn.Module):
             levels: also return what each stage of the backbone kept.
         """
         parts = self.embed(batch)
+        return self.score(batch, parts, self.backbone.encode(parts.history), levels=levels)
+
+    def score(
+        self, batch: Batch, parts: Embedded, state: object, *, levels: bool = False
+    ) -> Output:
+        """Score candidates against encoded histories: what a server does per request.
+
+        Args:
+            batch: its spans, profiles and request fields are read.
+            parts: embedded rows and candidates.
+            state: of the backbone's `encode` for these rows.
+            levels: also return what each stage of the backbone kept.
+        """
         history, query = parts.history, parts.query
-        state = self.backbone.encode(history)
         interest = self.backbone.attend(state, query, batch.lifelong_C2, levels=levels)
         short = [
             self.short_target(
@@ -222,17 +235,19 @@ class Model(nn.Module):
     ) -> Query:
         """The candidates as queries."""
         return Query(
-            item_ID[batch.candidate_C],
+            ops.take_vectors(item_ID, batch.candidate_C),
             batch.item_IF[batch.candidate_C],
             batch.time_C,
             batch.user_of_C,
-            None if search_ID is None else search_ID[batch.candidate_C],
+            None if search_ID is None else ops.take_vectors(search_ID, batch.candidate_C),
         )
 
     def _item_vectors(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """The items' vectors for the model, for its search (None: the same) and for objectives."""
-        item_ID = self.item(batch.item_IF.long())
-        search_ID = None if self.search_item is None else self.search_item(batch.item_IF.long())
+        item_ID = ops.share_gradient(self.item(batch.item_IF))
+        search_ID = None
+        if self.search_item is not None:
+            search_ID = ops.share_gradient(self.search_item(batch.item_IF))
         contrasted_ID = item_ID if search_ID is None else search_ID
         if self.config.stop_gradient == "main":
             if search_ID is None:

@@ -63,6 +63,12 @@ def _demo() -> click.Command:
     return demo
 
 
+def _bench() -> click.Command:
+    from lcn.cli.bench import bench
+
+    return bench
+
+
 COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "data": ("Fetch, list and generate logs.", _data),
     "prepare": ("Turn logs into a dataset folder.", _prepare),
@@ -71,6 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "predict": ("Write a run's click probabilities.", _predict),
     "compare": ("Compare runs, pair by pair.", _compare),
     "models": ("List backbones and objectives.", _models),
+    "bench": ("Measure speed and memory on this machine.", _bench),
     "demo": ("The whole way on real logs, in minutes.", _demo),
 }
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lcn.config import Config
-from lcn.schema import FIRST_VALUE, Field
+from lcn.schema import FIRST_VALUE, PADDING, Field
 
 SPARSE_FROM = 2048
 """Tables with at least this many rows are updated row by row, unless configured otherwise."""
@@ -58,7 +59,35 @@ class FieldEmbedding(nn.Module):
         if not len(self.tables):
             return torch.zeros(len(index_NF), 0, device=index_NF.device)
         columns = zip(self.tables, index_NF.unbind(1), strict=True)
-        return torch.cat([table(column) for table, column in columns], 1)
+        parts = [look_up(table, column) for table, column in columns]
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def look_up(table: nn.Embedding, index_N: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
+    """`table(index_N)`; row-sparse gradients are taken as they come, without a copy."""
+    if not table.sparse or not torch.is_grad_enabled():
+        return table(index_N)
+    return _Lookup.apply(table.weight, index_N)  # type: ignore[return-value]
+
+
+class _Lookup(torch.autograd.Function):
+    """PyTorch's own backward copies all gradient rows to leave padding out; here they are zeroed
+    where there are any, which the model's batches never hold."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_VW: Tensor, index_N: Tensor) -> Tensor:
+        ctx.index_N, ctx.shape = index_N, weight_VW.shape
+        return weight_VW.index_select(0, index_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NW: Tensor) -> Any:  # type: ignore[override]
+        real_N = ctx.index_N != PADDING
+        if not bool(real_N.all()):
+            grad_NW = grad_NW * real_N[:, None]
+        index_1N = ctx.index_N.long()[None]
+        grad_VW = torch.sparse_coo_tensor(index_1N, grad_NW, ctx.shape, check_invariants=False)
+        return grad_VW, None
 
 
 class ItemEncoder(nn.Module):

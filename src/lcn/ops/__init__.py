@@ -33,8 +33,10 @@ __all__ = [
     "implementation",
     "kept_pool",
     "select_span_topk",
+    "share_gradient",
     "span_pool",
     "span_score",
+    "take_vectors",
 ]
 
 Implementation = Literal["auto", "reference", "fast"]
@@ -109,6 +111,26 @@ def select_span_topk(
         ValueError: k is less than 1.
     """
     return _ops(score_S).select_span_topk(score_S, span_C2, k)
+
+
+def share_gradient(vector_ID: Float[Tensor, "I D"]) -> Float[Tensor, "I D"]:
+    """The same vectors, for which all ops that read them add into one gradient.
+
+    Without it every op makes a gradient of all I vectors of its own, and they are summed. Values
+    and gradients are the same either way, up to the order of sums. Ask for the gradient of what
+    the vectors were computed from: ops do not tell the returned tensor what they add. A form of
+    the ops without a shared gradient returns the vectors as they are.
+    """
+    shares = getattr(_ops(vector_ID), "share_gradient", None)
+    return vector_ID if shares is None else shares(vector_ID)
+
+
+def take_vectors(
+    vector_ID: Float[Tensor, "I D"], index_C: Int[Tensor, " C"]
+) -> Float[Tensor, "C D"]:
+    """`vector_ID[index_C]`, whose gradient goes where those of other ops go."""
+    take = getattr(_ops(vector_ID), "take_vectors", None)
+    return vector_ID[index_C] if take is None else take(vector_ID, index_C)
 
 
 def _ops(floats: Tensor) -> ModuleType:

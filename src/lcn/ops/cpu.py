@@ -20,9 +20,20 @@ from torch.autograd.function import once_differentiable
 from lcn.ops.cpu_backward import Slope, Step, backward_tiles, scatter_tiles
 from lcn.ops.cpu_blocks import MEAN, RAW, SOFTMAX, Task
 from lcn.ops.cpu_forward import Pooled, forward_tiles, score_tiles
-from lcn.ops.cpu_plan import Tiles, check, on_threads, workers
+from lcn.ops.cpu_gradient import Sink, share_gradient, sink_of, take_vectors
+from lcn.ops.cpu_plan import Tiles, check, list_rows, on_threads, workers
 from lcn.ops.cpu_topk import select_spans
 from lcn.ops.types import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
+
+__all__ = [
+    "kept_pool",
+    "select_span_topk",
+    "share_gradient",
+    "span_pool",
+    "span_score",
+    "take_vectors",
+    "warm_up",
+]
 
 _NORM = {"softmax": SOFTMAX, "mean": MEAN, "raw": RAW}
 
@@ -39,11 +50,11 @@ def kept_pool(
     rows: HistoryRows, kept_CK: Tensor, scoring: Scoring, norm: Norm, keep: int = 0
 ) -> Pool:
     """`lcn.ops.kept_pool`, in blocks."""
-    real_CK = kept_CK >= 0
-    count_C = real_CK.sum(1)
-    end_C = count_C.cumsum(0)
-    span_C2 = torch.stack([end_C - count_C, end_C], 1)
-    task = _task(rows, span_C2, kept_CK[real_CK], scoring, norm)
+    row_L = np.empty(kept_CK.numel(), np.int32)
+    span_C2 = np.empty((len(kept_CK), 2), np.int64)
+    count = list_rows(_numpy(kept_CK, torch.int64), row_L, span_C2)
+    listed = torch.from_numpy(row_L[:count])
+    task = _task(rows, torch.from_numpy(span_C2), listed, scoring, norm)
     return _pool(rows, scoring, task, keep, kept_CK.dtype)
 
 
@@ -145,7 +156,7 @@ def _task(
 
 def _pool(rows: HistoryRows, scoring: Scoring, task: Task, keep: int, kind: torch.dtype) -> Pool:
     vector_CHD, weight_CHV, kept_CK = _BlockPool.apply(
-        rows.vector_ID, scoring.query_CHD, scoring.bias_CHV, task, keep
+        rows.vector_ID, scoring.query_CHD, scoring.bias_CHV, task, keep, sink_of(rows.vector_ID)
     )
     return Pool(vector_CHD, weight_CHV, kept_CK.to(kind) if keep else None)
 
@@ -155,7 +166,13 @@ class _BlockPool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vector_ID: Tensor, query_CHD: Tensor, bias_CHV: Tensor, task: Task, keep: int
+        ctx: Any,
+        vector_ID: Tensor,
+        query_CHD: Tensor,
+        bias_CHV: Tensor,
+        task: Task,
+        keep: int,
+        sink: Sink | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         check(task)
         vector_CHD = torch.zeros(query_CHD.shape)
@@ -172,7 +189,7 @@ class _BlockPool(torch.autograd.Function):
         shares = tiles.shares(0, len(tiles.tile_N4), workers())
         on_threads(lambda n: forward_tiles(task, out, tiles.tile_N4, *shares[n]), len(shares))
         ctx.save_for_backward(vector_ID, query_CHD, bias_CHV, vector_CHD, weight_CHV)
-        ctx.task, ctx.tiles, ctx.stat_Q2 = task, tiles, stat_Q2
+        ctx.task, ctx.tiles, ctx.stat_Q2, ctx.sink = task, tiles, stat_Q2, sink
         ctx.mark_non_differentiable(kept_CK)
         return vector_CHD, weight_CHV, kept_CK
 
@@ -197,9 +214,12 @@ class _BlockPool(torch.autograd.Function):
             grad_query.numpy().reshape(query_shape),
             grad_bias.numpy().reshape(bias_shape),
         )
-        grad_ID = torch.zeros(vector_ID.shape) if ctx.needs_input_grad[0] else None
+        grad_ID = None
+        if ctx.needs_input_grad[0]:
+            shape = vector_ID.shape
+            grad_ID = torch.zeros(shape) if ctx.sink is None else ctx.sink.buffer(shape)
         _walk_back(task, tiles, out, slope, None if grad_ID is None else grad_ID.numpy())
-        return grad_ID, grad_query, grad_bias, None, None
+        return grad_ID if ctx.sink is None else None, grad_query, grad_bias, None, None, None
 
 
 def _walk_back(

@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lcn.ops.cpu_gradient import Sink, sink_of
 from lcn.ops.cpu_plan import on_threads, workers
 from lcn.ops.lanes import LANE, add_lane, kernel, prefetch
 
@@ -63,7 +64,7 @@ def code_distance(codes: Codes, span_C2: Tensor, measure: Measure) -> Tensor:
 
 def bucket_sum(vector_ID: Tensor, codes: Codes, span_C2: Tensor) -> tuple[Tensor, Tensor]:
     """`lcn.ops.bucket_sum.bucket_sum` over collisions only."""
-    return _CollisionSum.apply(vector_ID, codes, span_C2)
+    return _CollisionSum.apply(vector_ID, codes, span_C2, sink_of(vector_ID))
 
 
 def merge_heads(kept_CHK: Tensor, mean_CHK: Tensor, keep: int) -> Tensor:
@@ -78,7 +79,7 @@ def merge_heads(kept_CHK: Tensor, mean_CHK: Tensor, keep: int) -> Tensor:
 class _CollisionSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, vector_ID: Tensor, codes: Codes, span_C2: Tensor
+        ctx: Any, vector_ID: Tensor, codes: Codes, span_C2: Tensor, sink: Sink | None
     ) -> tuple[Tensor, Tensor]:
         task = _task(codes, span_C2)
         task = task._replace(code_I=_words(task.code_I, 0), query_C=_words(task.query_C, 255))
@@ -87,7 +88,7 @@ class _CollisionSum(torch.autograd.Function):
         square_C = torch.zeros(len(span_C2))
         total, square = sum_CGD.numpy(), square_C.numpy()
         _over_candidates(task.span_C2, lambda a, b: _collect(task, vector, total, square, a, b))
-        ctx.task, ctx.shape = task, vector_ID.shape
+        ctx.task, ctx.shape, ctx.sink = task, vector_ID.shape, sink
         ctx.mark_non_differentiable(square_C)
         return sum_CGD, square_C
 
@@ -95,14 +96,14 @@ class _CollisionSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_CGD: Tensor, _grad_C: Tensor) -> Any:
         if not ctx.needs_input_grad[0]:
-            return None, None, None
+            return None, None, None, None
         slope = grad_CGD.to(torch.float32).contiguous().numpy()
-        grad_ID = torch.zeros(ctx.shape)
+        grad_ID = torch.zeros(ctx.shape) if ctx.sink is None else ctx.sink.buffer(ctx.shape)
         task, grad = ctx.task, grad_ID.numpy()
         parts = min(workers(), max(ctx.shape[1] // 16, 1))
         cut = np.linspace(0, ctx.shape[1], parts + 1).astype(np.int64).tolist()
         on_threads(lambda n: _spread(task, slope, grad, cut[n], cut[n + 1]), parts)
-        return grad_ID, None, None
+        return grad_ID if ctx.sink is None else None, None, None, None
 
 
 def _task(codes: Codes, span_C2: Tensor) -> _Task:

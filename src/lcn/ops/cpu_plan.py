@@ -122,6 +122,20 @@ def workers() -> int:
 
 
 @kernel
+def list_rows(kept_CK, row_L, span_C2):
+    """Lay kept rows out without the empty slots; returns how many there are."""
+    filled = 0
+    for c in range(len(kept_CK)):
+        span_C2[c, 0] = filled
+        for k in range(kept_CK.shape[1]):
+            if kept_CK[c, k] >= 0:
+                row_L[filled] = kept_CK[c, k]
+                filled += 1
+        span_C2[c, 1] = filled
+    return filled
+
+
+@kernel
 def _in_range(index_N, count):
     low, high = np.int32(0), np.int32(-1)
     for n in range(len(index_N)):

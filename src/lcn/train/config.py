@@ -21,6 +21,11 @@ class TrainConfig(Config):
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     """On dense parameters only: decaying a table would touch rows that no batch touched."""
+    table_optimiser: Literal["adam", "rowwise_adagrad"] = "adam"
+    """Of tables with row-sparse gradients: lazy Adam, or row-wise Adagrad, whose state is one
+    number per row and whose learning rate is usually ten times larger."""
+    table_learning_rate: float = 0.0
+    """Of those tables; 0 takes `learning_rate`."""
     patience: int = 2
     """Evaluations without a better validation metric before stopping."""
     monitor: Literal["auc", "gauc", "log_loss"] = "auc"

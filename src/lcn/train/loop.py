@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lcn.data.batch import Batch
 from lcn.data.dataset import Dataset, open_dataset
@@ -30,6 +29,7 @@ from lcn.train.checkpoint import (
     save_weights,
 )
 from lcn.train.config import RunConfig
+from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
 from lcn.train.record import MetricLog, write_setup
@@ -222,13 +222,7 @@ class _Loop:
         """L = L_CTR + the search stage's own loss + Σ weight · objective."""
         state = self.trainee.progress
         output = self.model(batch)
-        total = binary_cross_entropy_with_logits(output.logit_C, batch.label_C)
-        terms = {"ctr": total.item()}
-        auxiliary = output.interest.auxiliary_logit_C
-        if auxiliary is not None and self.model.backbone.auxiliary_weight:
-            search = binary_cross_entropy_with_logits(auxiliary, batch.label_C)
-            terms["search"] = search.item()
-            total = total + self.model.backbone.auxiliary_weight * search
+        total, terms = click_loss(self.model, output, batch)
         view = View(batch, output.item_ID, self.model.tables, self.trainee.generator, state.step)
         for config, objective in zip(self.config.objectives, self.objectives, strict=True):
             assert isinstance(objective, Objective)

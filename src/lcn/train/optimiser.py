@@ -1,4 +1,4 @@
-"""Optimisers: Adam for dense parameters, lazily updated Adam for embedding tables.
+"""Optimisers: AdamW for dense parameters, lazy Adam or row-wise Adagrad for embedding tables.
 
 A large table gives a row-sparse gradient; only its rows present in the batch are read, updated and
 have their moments moved, so a step's cost does not depend on the table's size.
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from lcn.nn.row_optimiser import RowAdagrad, RowAdam
 from lcn.train.config import TrainConfig
 
 
@@ -30,8 +31,12 @@ def build_optimisers(
     optimisers: list[torch.optim.Optimizer] = []
     if dense:
         optimisers.append(
-            torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay)
+            torch.optim.AdamW(
+                dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            )
         )
     if sparse:
-        optimisers.append(torch.optim.SparseAdam(sparse, lr=config.learning_rate))
+        kind = RowAdam if config.table_optimiser == "adam" else RowAdagrad
+        rate = config.table_learning_rate or config.learning_rate
+        optimisers.append(kind(sparse, lr=rate))
     return optimisers

@@ -1,6 +1,6 @@
 """Time and memory of preparation, stage by stage, on generated Parquet logs.
 
-    python benchmarks/prepare.py --events 100_000_000 --impressions 5_000_000 [--json]
+    lcn bench prepare --events 100_000_000 --impressions 5_000_000 [--json]
 
 The logs are seeded and streamed to a temporary folder: many users of unequal activity, items by a
 power law, seconds shared by many events, rows of all users mixed in time order. Preparation runs
@@ -9,24 +9,19 @@ in a process of its own, whose resident memory is sampled twenty times a second.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
 
 SEED = 7
 BLOCK = 2_000_000
@@ -189,56 +184,32 @@ def _row(
     return Row(name, seconds, cpu, rows, rows / max(seconds, 1e-9), max(during, default=0.0))
 
 
-def _machine() -> Iterator[tuple[str, str]]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    yield "machine", f"{platform.machine()}, {len(models)} cores, {models[0] if models else '?'}"
-    yield "python", platform.python_version()
-    yield "commit", commit.stdout.strip() or "not in a repository"
-    yield "command", "python " + " ".join(sys.argv)
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark of preparation found."""
+
+    stages: tuple[Row, ...]
+    """The last one is the whole process."""
+    dataset_mib: float
+    load_before: float
+    """Of the machine (1 min)."""
+    load_after: float
 
 
-def main() -> None:
-    """Generate, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=10_000_000)
-    parser.add_argument("--impressions", type=int, default=500_000)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--memory", default="2GB")
-    parser.add_argument("--folder", type=Path, help="where to make the temporary folder")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="lcn-prepare-") as name:
-        folder = Path(name)
-        began = time.monotonic()
-        write_logs(folder, Size(options.events, options.impressions))
-        print(f"logs generated in {time.monotonic() - began:.0f} s", file=sys.stderr)
-        facts, load_before = dict(_machine()), os.getloadavg()[0]
-        rows = measure(folder, options.threads, options.memory)
-        facts["load"] = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after (1 min)"
-        files = [path for path in (folder / "dataset").rglob("*") if path.is_file()]
-        facts["dataset"] = f"{sum(path.stat().st_size for path in files) / 2**20:,.0f} MiB"
-    if options.json:
-        print(json.dumps({"stages": [asdict(row) for row in rows], **facts}, indent=1))
-        return
-    table = Table("stage", "seconds", "CPU s", "rows", "rows/s", "peak MiB")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        cells = (f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", f"{row.rows:,}")
-        cells += (f"{row.rows_per_second:,.0f}",)
-        table.add_row(row.stage, *cells, f"{row.peak_mib:,.0f}")
-    console = Console(width=110)
-    console.print(table)
-    for fact, value in facts.items():
-        console.print(f"{fact}: {value}", highlight=False)
+def run(size: Size, *, threads: int, memory: str, folder: Path | None = None) -> Result:
+    """Generate logs in a temporary folder, prepare them, measure.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        size: of the logs.
+        threads: of preparation.
+        memory: limit of its SQL engine.
+        folder: where the temporary folder is made.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix="lcn-prepare-") as name:
+        place = Path(name)
+        write_logs(place, size)
+        load_before = os.getloadavg()[0]
+        rows = measure(place, threads, memory)
+        files = [path for path in (place / "dataset").rglob("*") if path.is_file()]
+        mib = sum(path.stat().st_size for path in files) / 2**20
+        return Result(tuple(rows), mib, load_before, os.getloadavg()[0])

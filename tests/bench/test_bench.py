@@ -1,0 +1,126 @@
+"""The benchmark commands: what they print, and that their work is the work they claim."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lcn import ops
+from lcn.backbones import BACKBONES
+from lcn.bench.bound import Machine, Need, train_need
+from lcn.bench.score import Served
+from lcn.bench.train import Record
+from lcn.bench.workload import Workload, build_batches, build_model
+from lcn.cli.bench import NAMES, bench
+
+SMALL = Workload("lap", n=100, items=500, group=4, batch=16, width=16)
+
+
+def test_train_prints_one_record_per_variant():
+    command = "bench train --backbone lap --n 60 --items 1k --group 4 --batch 16 --seconds 0 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "lcn", *command.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["variant"] for each in records] == ["reference", "fast"]
+    for record in records:
+        assert record.keys() == {field.name for field in fields(Record)}
+        assert (record["backbone"], record["n"], record["items"]) == ("lap", 60, 1000)
+        assert (record["group"], record["threads"], record["batch"]) == (4, 1, 16)
+        assert record["bound_samples_per_s"] > record["samples_per_s"] > 0
+    assert records[1]["speedup"] > 0
+    assert 0 <= records[1]["wait_share"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--n", "many"], "no whole number"),
+        (["train", "--backbone", "lapp"], "none of"),
+        (["train", "--items", "0"], "at least 1"),
+        (["score", "--requests", "1"], "10"),
+    ],
+)
+def test_wrong_usage_teaches(arguments, message):
+    done = CliRunner().invoke(bench, arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_names_are_the_backbones():
+    assert set(NAMES) == set(BACKBONES)
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from click.testing import CliRunner; from lcn.cli.bench import bench\n"
+        "assert CliRunner().invoke(bench, ['train', '--help']).exit_code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_workload_is_of_the_size_it_says():
+    first, second = build_batches(SMALL, 2)
+    for batch in (first, second):
+        length_C = batch.lifelong_C2[:, 1] - batch.lifelong_C2[:, 0]
+        assert length_C.tolist() == [100] * 16
+        assert batch.user_of_C.tolist() == [user for user in range(4) for _ in range(4)]
+        # Impressions are 3 events apart: 9 rows beside the first window of 100.
+        assert len(batch.source.item_T) == 4 * 109
+    assert set(first.address_U.tolist()).isdisjoint(second.address_U.tolist())
+    (ragged,) = build_batches(replace(SMALL, lengths="ragged", batch=2000, group=1), 1)
+    length_C = (ragged.lifelong_C2[:, 1] - ragged.lifelong_C2[:, 0]).double()
+    assert 30 < length_C.mean() < 37
+    assert length_C.max() <= 100
+
+
+def test_power_law_touches_few_rows_of_a_large_table():
+    small, large = (
+        len(build_batches(replace(SMALL, items=items, batch=512), 1)[0].item_IF)
+        for items in (10_000, 1_000_000)
+    )
+    even = len(
+        build_batches(replace(SMALL, batch=512, items=1_000_000, popularity="uniform"), 1)[
+            0
+        ].item_IF
+    )
+    assert small < large < even / 2
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_need_is_linear_in_history_and_shared_by_groups(backbone):
+    settings = {"key": "item"} if backbone == "sim_hard" else {}
+
+    def need(**changes):
+        work = replace(SMALL, backbone=backbone, **{"n": 400, **changes})
+        return train_need(build_model(work, sparse=True, **settings), build_batches(work, 1)[0])
+
+    one, twice, alone = need(), need(n=800), need(group=1)
+    assert one.flops <= twice.flops <= 2 * one.flops
+    assert one.bytes <= twice.bytes <= 2.1 * one.bytes
+    assert alone.bytes > one.bytes
+    assert alone.flops == pytest.approx(one.flops, rel=0.1)
+
+
+def test_the_bound_is_the_slower_of_computing_and_reading():
+    machine = Machine(flops=100.0, bandwidth=10.0)
+    assert Need(flops=200, bytes=1).seconds(machine) == 2
+    assert Need(flops=200, bytes=50).seconds(machine) == 5
+
+
+@pytest.mark.parametrize("backbone", ["lap", "sdim", "twin"])
+def test_scoring_against_a_state_equals_the_whole_forward(backbone):
+    served = Served(replace(SMALL, backbone=backbone), candidates=9)
+    with torch.inference_mode():
+        field_CF = served.items()
+        fast = served.score(*served.encode(), field_CF)
+        with ops.force("reference"):
+            slow = served.score(*served.encode(), field_CF)
+    assert fast.shape == (9,)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,77 @@
+"""Three hundred steps by the fast and by the reference path are the same training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import make_toy
+
+from lcn import ops
+from lcn.data.batch import Batch
+from lcn.data.dataset import Dataset
+from lcn.data.loader import BatchConfig, epoch_order, load_batches
+from lcn.model import Model, ModelConfig
+from lcn.train.config import TrainConfig
+from lcn.train.loss import click_loss
+from lcn.train.optimiser import build_optimisers
+
+STEPS = 300
+WIDE = {"width": 16, "heads": 2}
+BACKBONES = {
+    "lap": {"k1": 24, "k2": 8, **WIDE},
+    "sim_soft": {"keep": 8, **WIDE},
+    "twin": {"keep": 8, **WIDE},
+    "eta": {"keep": 8, **WIDE},
+    "full": WIDE,
+    "sdim": {},
+}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_toy(tmp_path_factory.mktemp("logs"), users=500, items=400, impressions=24)
+
+
+def feed(logs: Dataset) -> Iterator[Batch]:
+    config = BatchConfig(size=64, group=4, lifelong=60, short=10)
+    for epoch in range(100):
+        order = epoch_order(np.asarray(logs.samples["train"].user_S), config.group, 0, epoch)
+        yield from load_batches(logs, "train", config, order, workers=0)
+
+
+def curve(logs: Dataset, backbone: str, how: ops.Implementation) -> list[float]:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(
+        {
+            "backbone": {"name": backbone, **BACKBONES[backbone]},
+            "width": 16,
+            "field_width": 16,
+            "short": WIDE,
+            "embedding": {"sparse_from": 50, "std": 0.1},
+            "hidden": (32,),
+        }
+    )
+    model = Model(config, logs.manifest)
+    model.train()
+    optimisers = build_optimisers([model], TrainConfig())
+    losses = []
+    with ops.force(how):
+        for _, batch in zip(range(STEPS), feed(logs), strict=False):
+            for optimiser in optimisers:
+                optimiser.zero_grad()
+            total, terms = click_loss(model, model(batch), batch)
+            total.backward()
+            for optimiser in optimisers:
+                optimiser.step()
+            losses.append(terms["ctr"])
+    return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_loss_curves_agree(logs: Dataset, backbone: str, tmp_path: Path) -> None:
+    fast, slow = (torch.tensor(curve(logs, backbone, how)) for how in ("fast", "reference"))
+    assert slow[-30:].mean() < 0.95 * slow[:30].mean(), "nothing was learned"
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=0)
