@@ -92,9 +92,9 @@ def test_gradients_stop_where_they_are_told_to(table, stop, toy):
     assert moves(output.item_ID.square().sum()) == (stop != "objective")
     # What objectives encode themselves is of the same table and stops alike.
     item_IF = batch_of(toy).item_IF.long()
-    assert torch.equal(model.tables.item(item_IF), output.item_ID)
-    assert moves(model.tables.item(item_IF).square().sum()) == (stop != "objective")
-    assert moves(model.tables.item.embed(item_IF).square().sum()) == (stop != "objective")
+    assert torch.equal(model.tables.encode_items(item_IF), output.item_ID)
+    assert moves(model.tables.encode_items(item_IF).square().sum()) == (stop != "objective")
+    assert moves(model.tables.embed_items(item_IF).square().sum()) == (stop != "objective")
 
 
 def test_item_vectors_that_nothing_would_train_are_refused():
