@@ -91,9 +91,8 @@ def measure(arguments: argparse.Namespace) -> Measured:
         if step >= min(arguments.steps + 3, rows // config.batch.size):
             raise DoneError
 
-    with tempfile.TemporaryDirectory() as folder:
-        with suppress(DoneError):
-            train(config, Path(folder) / "run", progress=False, after_step=after_step)
+    with tempfile.TemporaryDirectory() as folder, suppress(DoneError):
+        train(config, Path(folder) / "run", progress=False, after_step=after_step)
     steps = len(moments) - 3
     speed = steps * config.batch.size / (moments[-1] - moments[2])
     return Measured(arguments.system, speed, peak_mib(), base)

@@ -67,7 +67,7 @@ def score_and_pool(
     end = tl.load(work + 3)
     for first in range(tl.load(work + 2), end, R):
         place_R = first + tl.arange(0, R)
-        row_R, item_R, real_R, x_RD = read_rows(rows, place_R, end, width, D, LISTED)
+        row_R, _, real_R, x_RD = read_rows(rows, place_R, end, width, D, LISTED)
         own_QR = live_Q[:, None] & (place_R[None, :] >= start_Q[:, None])
         own_QR = own_QR & (place_R[None, :] < tl.minimum(stop_Q, end)[:, None])
         real_QR = own_QR & real_R[None, :]
