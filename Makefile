@@ -1,5 +1,5 @@
 # The door: `make demo` and `make test` do all set-up themselves.
-.PHONY: install demo test test-slow check clean
+.PHONY: install demo test test-slow check bench clean
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,17 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The tables of docs/performance.md; about an hour on two quiet cores.
+ALL := none,full,sim_soft,eta,sdim,twin,lap
+bench: install
+	mkdir -p runs/bench
+	$(BIN)/lcn bench train --backbone $(ALL) --n 500,2000 --group 1,8 --seconds 1500 --json > runs/bench/train.jsonl
+	$(BIN)/lcn bench train --backbone lap,twin --n 2000 --items 100k,1M --seconds 300 --json > runs/bench/items.jsonl
+	$(BIN)/lcn bench train --backbone lap,eta,sdim --n 500,2000,10k --lengths full,ragged --seconds 900 --json > runs/bench/lengths.jsonl
+	$(BIN)/lcn bench train --backbone lap --n 2000 --threads 1,2 --seconds 200 --json > runs/bench/threads.jsonl
+	$(BIN)/lcn bench train --backbone lap --n 2000 --batch 2048 --group 1,8 --seconds 200 --json > runs/bench/memory.jsonl
+	$(BIN)/lcn bench score --backbone $(ALL) --seconds 300 --json > runs/bench/score.jsonl
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

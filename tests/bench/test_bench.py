@@ -14,7 +14,7 @@ from lcn.backbones import BACKBONES
 from lcn.bench.bound import Machine, Need, train_need
 from lcn.bench.score import Served
 from lcn.bench.train import Record
-from lcn.bench.workload import Workload, build_batches, build_model
+from lcn.bench.workload import Workload, build_batches, build_model, per_sample
 from lcn.cli.bench import NAMES, bench
 
 SMALL = Workload("lap", n=100, items=500, group=4, batch=16, width=16)
@@ -78,6 +78,21 @@ def test_a_workload_is_of_the_size_it_says():
     length_C = (ragged.lifelong_C2[:, 1] - ragged.lifelong_C2[:, 0]).double()
     assert 30 < length_C.mean() < 37
     assert length_C.max() <= 100
+
+
+@pytest.mark.parametrize("lengths", ["full", "ragged"])
+def test_rows_per_sample_are_the_same_work(lengths):
+    work = replace(SMALL, lengths=lengths)
+    (batch,) = build_batches(work, 1)
+    own = per_sample(batch)
+    length_C = batch.lifelong_C2[:, 1] - batch.lifelong_C2[:, 0]
+    assert int(length_C.sum()) <= len(own.source.item_T)
+    assert len(own.item_IF) == len(own.source.item_T) + len(own.target.item_T) + len(own)
+    assert (own.lifelong_C2[1:, 0] >= own.lifelong_C2[:-1, 1]).all(), "rows are shared"
+    torch.manual_seed(0)
+    model = build_model(work, sparse=False).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(own).logit_C, model(batch).logit_C)
 
 
 def test_power_law_touches_few_rows_of_a_large_table():

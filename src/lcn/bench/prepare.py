@@ -152,7 +152,10 @@ def measure(folder: Path, threads: int, memory: str) -> list[Row]:
         raise SystemExit(f"preparation failed with exit code {child.returncode}")
     spent = sum(stage[3] for stage in stages)
     whole = ["whole process", started, time.monotonic() - started, spent, _log_rows(stages)]
-    return [_row(*stage, samples) for stage in (*stages, whole)]
+    return [
+        _row(name, begun, seconds, cpu, count, samples)
+        for name, begun, seconds, cpu, count in (*stages, whole)
+    ]
 
 
 def _sample(child: subprocess.Popen[str], samples: list[tuple[float, float]]) -> None:

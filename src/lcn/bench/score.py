@@ -21,10 +21,11 @@ from lcn.bench.worker import Variant
 from lcn.bench.workload import Workload, build_dataset, build_model
 from lcn.data.batch import Batch
 from lcn.data.loader import Collator
+from lcn.errors import ConfigError
 from lcn.model import Embedded, Model
 
 PADDED_MOST = 20_000
-"""N from which the padded path is left out unless asked for: 500 copies of such a history."""
+"""N above which the padded path is left out: it needs 500 copies of such a history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +110,33 @@ def run(
 def run_case(work: Workload, grid: ScoreGrid, until: float) -> list[ScoreRecord]:
     """One case, variants in turns."""
     served = Served(work, grid.candidates)
-    variants = [each for each in grid.variants if each == "fast" or work.n <= PADDED_MOST]
-    encoded, spent = {}, {}
+    variants: list[Variant] = [
+        each for each in grid.variants if each == "fast" or work.n <= PADDED_MOST
+    ]
+    if not variants:
+        raise ConfigError(f"the padded path is timed up to N={PADDED_MOST:,}, got N={work.n:,}")
+    encoded: dict[Variant, tuple[Embedded, object]] = {}
+    encode_s: dict[Variant, float] = {}
+    spent: dict[Variant, list[float]] = {}
     with torch.inference_mode():
         for variant in variants:
             with ops.force(variant):
                 served.encode()  # compiles, loads
                 started = time.perf_counter()
-                encoded[variant] = (*served.encode(), time.perf_counter() - started)
-                served.score(*encoded[variant][:2], served.items())
+                encoded[variant] = served.encode()
+                encode_s[variant] = time.perf_counter() - started
+                served.score(*encoded[variant], served.items())
             spent[variant] = []
-        while len(spent["fast" if "fast" in variants else variants[0]]) < grid.requests:
+        while len(spent[variants[0]]) < grid.requests:
             field_CF = served.items()
             for variant in variants:
                 with ops.force(variant):
                     started = time.perf_counter()
-                    served.score(*encoded[variant][:2], field_CF)
+                    served.score(*encoded[variant], field_CF)
                     spent[variant].append(time.perf_counter() - started)
             if time.monotonic() > until and len(spent[variants[0]]) >= 10:
                 break
-    return [
-        _record(work, grid, variant, spent[variant], encoded[variant][2]) for variant in variants
-    ]
+    return [_record(work, grid, variant, spent[variant], encode_s[variant]) for variant in variants]
 
 
 def _record(

@@ -1,7 +1,8 @@
 """Training speed: the plain padded implementation and ours, taking turns in one run.
 
-`reference` is the padded path as open frameworks have it: histories gathered per sample to
-[C, N, D], dense gradients of whole tables, `torch.optim.Adam` over all parameters. `fast` is what
+`reference` is the padded path as open frameworks have it: rows of its own for every candidate,
+looked up one by one, [C, N, D] copies in every stage, dense gradients of whole tables,
+`torch.optim.Adam` over all parameters. `fast` is what
 `lcn train` does. Each variant has a process of its own, started with the same environment; the
 two take turns, step by step, so that a busy machine slows both.
 """

@@ -20,7 +20,7 @@ import torch
 from lcn import ops
 from lcn.bench import memory
 from lcn.bench.bound import measure_machine, train_need
-from lcn.bench.workload import Workload, build_dataset, build_model
+from lcn.bench.workload import Workload, build_dataset, build_model, per_sample
 from lcn.data.batch import Batch
 from lcn.data.dataset import Dataset
 from lcn.data.loader import Collator, load_batches
@@ -60,6 +60,11 @@ class Trainer:
         started = time.perf_counter()
         self.batches = [collate(part) for part in np.split(self._order(), BATCHES)]
         self.collate_s = (time.perf_counter() - started) / BATCHES
+        self.need = train_need(self.model, self.batches[0])
+        self.rows = len(self.batches[0].source.item_T)
+        self.unique_items = len(self.batches[0].item_IF)
+        if not fast:
+            self.batches = [per_sample(batch) for batch in self.batches]
         self.steps = 0
 
     def step(self) -> float:
@@ -115,13 +120,12 @@ def main() -> None:
     gc.collect()
     memory.reset_peak()
     idle = memory.resident_mib()
-    need = train_need(trainer.model, trainer.batches[0])
     _say(
         {
-            "flops": need.flops,
-            "bytes": need.bytes,
-            "rows": len(trainer.batches[0].source.item_T),
-            "unique_items": len(trainer.batches[0].item_IF),
+            "flops": trainer.need.flops,
+            "bytes": trainer.need.bytes,
+            "rows": trainer.rows,
+            "unique_items": trainer.unique_items,
             "collate_s": trainer.collate_s,
         }
     )

@@ -8,15 +8,17 @@ follow a power law. The g impressions of one user are a few events apart, so the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lcn.backbones import BACKBONES
-from lcn.data.batch import Batch
+from lcn.data.batch import Batch, Rows
 from lcn.data.dataset import Dataset, EventStore, Samples
 from lcn.data.loader import BatchConfig, Collator
 from lcn.model import Model, ModelConfig
@@ -88,6 +90,57 @@ def build_batches(work: Workload, count: int, seed: int = 0) -> list[Batch]:
     return [
         collate(np.arange(at, at + work.batch)) for at in range(0, count * work.batch, work.batch)
     ]
+
+
+def per_sample(batch: Batch) -> Batch:
+    """The batch as padded frameworks hold it: every candidate brings rows of its own.
+
+    No user's rows are shared and no item is looked up once for several rows: the embedding lookup
+    gives a vector per row of every candidate, and its gradient goes back row by row.
+    """
+    count = len(batch)
+    start_C = torch.minimum(batch.lifelong_C2[:, 0], batch.short_source_C2[:, 0])
+    source_T, source_C2 = _own_rows(start_C, batch.lifelong_C2[:, 1])
+    target_T, target_C2 = _own_rows(*batch.short_target_C2.unbind(1))
+    item_J = torch.cat(
+        [batch.source.item_T[source_T], batch.target.item_T[target_T], batch.candidate_C]
+    ).long()
+    places = torch.arange(len(item_J))
+    source_I, target_I, candidate_C = places.split([len(source_T), len(target_T), count])
+    return replace(
+        batch,
+        item_IF=batch.item_IF[item_J],
+        address_I=batch.address_I[item_J],
+        source=_take(batch.source, source_T, source_I, source_C2),
+        target=_take(batch.target, target_T, target_I, target_C2),
+        lifelong_C2=_ending(source_C2, batch.lifelong_C2),
+        short_source_C2=_ending(source_C2, batch.short_source_C2),
+        short_target_C2=target_C2,
+        candidate_C=candidate_C,
+        user_of_C=torch.arange(count),
+        profile_UP=batch.profile_UP[batch.user_of_C],
+        address_U=batch.address_U[batch.user_of_C],
+    )
+
+
+def _own_rows(start_C: Tensor, end_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch rows of every candidate one after the other, and the new spans."""
+    length_C = end_C - start_C
+    end_of_C = length_C.cumsum(0)
+    shift_C = start_C - (end_of_C - length_C)
+    row_T = torch.arange(int(length_C.sum())) + shift_C.repeat_interleave(length_C)
+    return row_T, torch.stack([end_of_C - length_C, end_of_C], 1)
+
+
+def _take(rows: Rows, row_T: Tensor, item_T: Tensor, span_C2: Tensor) -> Rows:
+    offsets_U1 = torch.cat([span_C2.new_zeros(1), span_C2[:, 1]])
+    return Rows(item_T.int(), rows.context_TG[row_T], rows.time_T[row_T], offsets_U1)
+
+
+def _ending(whole_C2: Tensor, part_C2: Tensor) -> Tensor:
+    """The newest rows of each span, as many as the part has."""
+    length_C = part_C2[:, 1] - part_C2[:, 0]
+    return torch.stack([whole_C2[:, 1] - length_C, whole_C2[:, 1]], 1)
 
 
 def build_dataset(work: Workload, batches: int, seed: int = 0) -> Dataset:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -211,21 +212,20 @@ def _tell(text: str) -> None:
 
 
 def _train_table(records: Sequence[Record]) -> Table:
-    table = Table("backbone", "variant", "lengths")
-    names = ("N", "items", "g", "thr", "samples/s", "per CPU s", "speed-up", "peak MiB", "GFLOP",
-             "GiB", "bound/s", "bound ratio", "wait")  # fmt: skip
+    table = Table("backbone", "variant", "lengths", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    names = ("N", "items", "g", "thr", "batch", "samples/s", "per CPU s", "speed-up", "MiB",
+             "GFLOP", "GiB", "bound/s", "over", "wait")  # fmt: skip
     for name in names:
         table.add_column(name, justify="right")
     for r in records:
-        size = (f"{r.n:,}", f"{r.items:,}", f"{r.group}", f"{r.threads}")
+        size = (f"{r.n}", f"{r.items}", f"{r.group}", f"{r.threads}", f"{r.batch}")
         speed = (f"{r.samples_per_s:,.0f}", f"{r.samples_per_cpu_s:,.0f}")
         ratio = "-" if r.speedup is None else f"{r.speedup:.1f}x"
         peak = "-" if r.peak_mib is None else f"{r.peak_mib:,.0f}"
         need = (f"{r.gflop:.2f}", f"{r.gib:.2f}", f"{r.bound_samples_per_s:,.0f}")
         wait = "-" if r.wait_share is None else f"{100 * r.wait_share:.1f} %"
-        small = f" (batch {r.batch})" if r.variant == "reference" else ""
         table.add_row(
-            r.backbone, r.variant + small, r.lengths, *size, *speed, ratio, peak, *need,
+            r.backbone, r.variant, r.lengths, *size, *speed, ratio, peak, *need,
             f"{r.over_bound:.1f}x", wait,
         )  # fmt: skip
     return table
@@ -233,11 +233,11 @@ def _train_table(records: Sequence[Record]) -> Table:
 
 def _say_training(first: Record) -> None:
     click.echo(
-        "reference: padded [C, N, D] copies, dense gradients, torch.optim.Adam over whole tables. "
-        "fast: what `lcn train` does.\n"
+        "reference: every candidate's rows looked up for itself, padded [C, N, D] copies, dense "
+        "gradients, torch.optim.Adam over whole tables. fast: what `lcn train` does.\n"
         f"Medians of turns in one run; allocator of both: {first.allocator}. Machine, measured "
         f"with {first.threads} thread(s): {first.matrix_gflop_per_s:.0f} GFLOP/s in a matrix "
         f"product, {first.read_gib_per_s:.1f} GiB/s reading; load {first.load:.1f}.\n"
-        "peak: above the idle process. bound: needed operations and bytes at those rates, "
-        "whichever takes longer; the ratio is our time over it."
+        "MiB: peak above the idle process. bound: needed operations and bytes at those rates, "
+        "whichever takes longer; over: our time as a multiple of it."
     )

@@ -63,9 +63,10 @@ class FieldEmbedding(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def look_up(table: nn.Embedding, index_N: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
+def look_up(table: nn.Module, index_N: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
     """`table(index_N)`; row-sparse gradients are taken as they come, without a copy."""
-    if not table.sparse or not torch.is_grad_enabled():
+    sparse = isinstance(table, nn.Embedding) and table.sparse
+    if not sparse or not torch.is_grad_enabled():
         return table(index_N)
     return _Lookup.apply(table.weight, index_N)  # type: ignore[return-value]
 

@@ -31,10 +31,22 @@ def rows_of_span(span_C2: Tensor) -> tuple[Tensor, Tensor]:
 
 def score_rows(rows: HistoryRows, row_CN: Tensor, mask_CN: Tensor, scoring: Scoring) -> Tensor:
     """Scores [C, H, N] of the named rows; -inf where the mask is False."""
+    return _score(rows, gather_vectors(rows, row_CN), row_CN, mask_CN, scoring)
+
+
+def gather_vectors(rows: HistoryRows, row_CN: Tensor) -> Tensor:
+    """[C, N, D] a copy of each named row's vector; zeros where there are no rows at all."""
+    if not len(rows.item_T):
+        return rows.vector_ID.new_zeros(*row_CN.shape, rows.vector_ID.shape[1])
+    return rows.vector_ID[rows.item_T[row_CN].long()]
+
+
+def _score(
+    rows: HistoryRows, vector_CND: Tensor, row_CN: Tensor, mask_CN: Tensor, scoring: Scoring
+) -> Tensor:
     if not len(rows.item_T):
         shape = (*scoring.query_CHD.shape[:2], row_CN.shape[1])
         return scoring.query_CHD.new_full(shape, -torch.inf)
-    vector_CND = rows.vector_ID[rows.item_T[row_CN].long()]
     score_CHN = torch.einsum("chd,cnd->chn", scoring.query_CHD, vector_CND)
     code_CNG = _codes(rows, row_CN, scoring)
     if code_CNG.shape[-1]:
@@ -63,10 +75,10 @@ def pool_rows(
     rows: HistoryRows, row_CN: Tensor, mask_CN: Tensor, scoring: Scoring, norm: Norm, keep: int
 ) -> Pool:
     """Score, weigh and sum the named rows; optionally keep the best. See `Pool`."""
-    score_CHN = score_rows(rows, row_CN, mask_CN, scoring)
+    vector_CND = gather_vectors(rows, row_CN)
+    score_CHN = _score(rows, vector_CND, row_CN, mask_CN, scoring)
     weight_CHN = weigh(score_CHN, norm)
     if len(rows.item_T):
-        vector_CND = rows.vector_ID[rows.item_T[row_CN].long()]
         vector_CHD = torch.einsum("chn,cnd->chd", weight_CHN, vector_CND)
     else:
         vector_CHD = torch.zeros_like(scoring.query_CHD) + scoring.query_CHD.sum() * 0
