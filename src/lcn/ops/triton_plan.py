@@ -139,7 +139,9 @@ def _plan(span: Int64, listed_L: Tensor | None, heads: int, device: torch.device
     part_C3 = np.empty((len(span), 3), np.int64)
     candidates_N = tile_N4[:, 1] - tile_N4[:, 0]
     tile_C = np.repeat(np.arange(len(tile_N4)), candidates_N)
-    place_C = np.arange(len(tile_C)) - np.repeat(np.cumsum(candidates_N) - candidates_N, candidates_N)
+    place_C = np.arange(len(tile_C)) - np.repeat(
+        np.cumsum(candidates_N) - candidates_N, candidates_N
+    )
     part_C3[tile_N4[tile_C, 0] + place_C] = np.stack(
         [first_N[tile_C], (first_N + pieces_N)[tile_C], tile_N4[tile_C, 0]], 1
     )
