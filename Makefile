@@ -1,5 +1,5 @@
 # The door: `make demo` and `make test` do all set-up themselves.
-.PHONY: install demo test test-slow check bench clean
+.PHONY: install demo test test-slow test-gpu check bench clean
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,20 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
+# The Triton kernels: compiled where there is a GPU, interpreted where there is none. An
+# environment of its own, because Triton is large and nothing else needs it.
+GPU_VENV := .venv-gpu
+
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install --quiet --upgrade pip setuptools wheel
+	$(GPU_VENV)/bin/pip install --quiet torch==2.13.0 -c constraints.txt
+	$(GPU_VENV)/bin/pip install --quiet -c constraints.txt -e '.[dev,cuda]'
+	touch $@
+
+test-gpu: $(GPU_VENV)/.installed
+	OMP_NUM_THREADS=1 $(GPU_VENV)/bin/python -m pytest -q -m triton
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
@@ -45,4 +59,4 @@ bench: install
 	$(BIN)/lcn bench score --backbone $(ALL) --seconds 300 --json > runs/bench/score.jsonl
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(GPU_VENV) build dist src/*.egg-info

@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from ops_problems import Problem, as_double, assert_close, assert_same, everything, problem
 
 from lcn import ops
+from lcn.backbones.lap import Lap
+from lcn.data.loader import BatchConfig, load_batches
+from lcn.model import Model, ModelConfig, ShortConfig
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Scoring, reference
 
 GPU = torch.cuda.is_available()
@@ -34,8 +38,8 @@ RICH = dict(width=12, heads=2, fields=2, codes=6, recent=True)
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Cut tiles into several work items, as large problems are."""
-    monkeypatch.setattr(triton_plan, "LEAST", 24)
+    """Cut tiles into several work items of several blocks, as large problems are."""
+    monkeypatch.setattr(triton_plan, "LEAST", 40)
 
 
 def to(p: Problem, device: str) -> Problem:
@@ -299,6 +303,26 @@ def test_wrong_arguments_are_refused():
     timed = replace(p.scoring, time_C=torch.zeros(1, dtype=torch.int64, device=DEVICE))
     with pytest.raises(ValueError, match="recency"):
         cuda.span_pool(p.rows, p.span_C2, timed, "softmax")
+
+
+def test_a_model_learns_the_same_through_these_ops(toy, monkeypatch):
+    """Logits and gradients of LAP: spans, kept rows, ranking, recency, short-term interest."""
+    batch = next(
+        load_batches(toy, "train", BatchConfig(lifelong=30, short=5), np.arange(6), workers=0)
+    ).to(DEVICE)
+    lap = Lap.Config(k1=9, k2=4, heads=2)
+    config = ModelConfig(backbone=lap, width=8, field_width=8, short=ShortConfig(heads=1))
+    answers = []
+    for form in (cuda, reference):
+        torch.manual_seed(0)
+        model = Model(config, toy.manifest).to(DEVICE)
+        monkeypatch.setattr(ops, "_ops", lambda floats, form=form: form)
+        output = model(batch)
+        output.logit_C.square().sum().backward()
+        gradients = [p.grad.to_dense() for p in model.parameters() if p.grad is not None]
+        answers.append([output.logit_C.detach(), *gradients])
+    for one, other in zip(*answers, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-4)
 
 
 @pytest.mark.skipif(not GPU, reason="chooses by device: needs a GPU")

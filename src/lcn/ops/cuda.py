@@ -232,7 +232,7 @@ class _Launch:
 
     def _sizes(self, columns: int) -> dict[str, Any]:
         """Block sizes for a number of columns, such that few registers spill (see --compile of
-        benchmarks/cuda.py)."""
+        benchmarks/gpu.py)."""
         matrix = columns > triton_plan.NARROW
         q, d = _power(columns, 16 if matrix else 1), _power(self.width, 16)
         rows = _BLOCK // d if matrix else 4 * _BLOCK // (q * d)

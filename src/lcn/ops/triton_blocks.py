@@ -18,8 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SOFTMAX, MEAN, RAW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_RECENCY_BUCKETS = tl.constexpr(26)
+from lcn.ops import types
+
+SOFTMAX, MEAN = tl.constexpr(0), tl.constexpr(1)
+"""What NORM means; anything else is the score itself."""
+RECENCY_BUCKETS = tl.constexpr(types.RECENCY_BUCKETS)
 
 
 class RowArgs(NamedTuple):
@@ -95,7 +98,7 @@ def bucket_of(elapsed_ms):
     large = count >= (1 << 24)
     exact = tl.where(large, count >> 8, count).to(tl.float32)
     bucket = (exact.to(tl.int32, bitcast=True) >> 23) - 127 + tl.where(large, 8, 0)
-    return tl.minimum(bucket, _RECENCY_BUCKETS - 1)
+    return tl.minimum(bucket, RECENCY_BUCKETS - 1)
 
 
 @triton.jit
@@ -122,7 +125,7 @@ def look_up(
         now_Q = tl.load(ask.time_C + c_Q)
         time_R = tl.load(rows.time_T + row_R, mask=real_R, other=0)
         bucket_QR = bucket_of(now_Q[:, None] - time_R[None, :])
-        at = table_QV + q_Q[:, None] * codes + (codes - _RECENCY_BUCKETS + bucket_QR)
+        at = table_QV + q_Q[:, None] * codes + (codes - RECENCY_BUCKETS + bucket_QR)
         total_QR += tl.load(at, mask=real_QR, other=0.0)
     return total_QR
 

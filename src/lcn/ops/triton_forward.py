@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 
 from lcn.ops.triton_blocks import (
-    _RECENCY_BUCKETS,
     MEAN,
-    RAW,
+    RECENCY_BUCKETS,
     SOFTMAX,
     bucket_of,
     columns_of,
@@ -118,8 +117,8 @@ def join_parts(
 ):
     """Join one column's parts, in order: its pooled vector and, with STAT, its top and factor.
 
-    A weight is weigh(score, top, factor): all that the backward needs to find it again. With
-    NORM = RAW and without STAT this is a plain sum of parts.
+    A weight is weigh(score, top, factor): all that the backward needs to find it again. Without
+    STAT this is a plain sum of parts.
     """
     q = tl.program_id(0)
     part = part_C3 + 3 * (q // heads)
@@ -185,7 +184,7 @@ def sum_by_code(
     start = tl.load(ask.span_C2 + 2 * c)
     count = tl.load(ask.span_C2 + 2 * c + 1) - start
     value = value_HS + tl.load(ask.flat_C + c) + h.to(tl.int64) * total
-    first_bucket = codes - _RECENCY_BUCKETS
+    first_bucket = codes - RECENCY_BUCKETS
     total_V = tl.zeros([V], tl.float32)
     for first in range(0, count, R):
         r_R = first + tl.arange(0, R)
@@ -211,6 +210,3 @@ def sum_by_code(
 @triton.jit
 def _of_code(value_R, code_R, v_V):
     return tl.sum(tl.where(code_R[None, :] == v_V[:, None], value_R[None, :], 0.0), 1)
-
-
-__all__ = ["RAW", "join_parts", "score_and_pool", "sum_by_code"]
