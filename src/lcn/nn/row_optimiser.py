@@ -136,7 +136,6 @@ class RowAdam(_RowOptimiser):
         super().__init__(parameters, lr, {"betas": betas, "eps": eps})
 
     def _start(self, table: Tensor, state: State) -> None:
-        # Zeroed by the system when a page is first touched: memory, too, follows the rows.
         state.update(step=0, exp_avg=torch.zeros_like(table), exp_avg_sq=torch.zeros_like(table))
 
     def _plain(
