@@ -106,6 +106,13 @@ def test_few_and_many_candidates_of_users_stand_in_one_batch():
     agrees(problem(users, width=9, fields=1, codes=3, recent=True), keep=5)
 
 
+def test_wide_vectors_are_scored_for_fewer_candidates_at_a_time(monkeypatch):
+    monkeypatch.setattr(triton_plan, "WIDE", 4)
+    monkeypatch.setattr(triton_plan, "FEW", 4)
+    spans = [(0, 20 - c) for c in range(7)] + [(20, 45)]
+    agrees(problem(spans, width=5, heads=2, recent=True))
+
+
 @pytest.mark.parametrize("heads", [1, 3])
 def test_span_score_matches(heads):
     p = problem(SCATTERED, width=13, heads=heads, fields=2, codes=5, recent=True)

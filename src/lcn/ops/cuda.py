@@ -244,7 +244,8 @@ class _Launch:
             "D": d,
             "MATRIX": matrix,
             "PRECISION": _precision(self.device),
-            "num_warps": 8 if q > 16 else 4,
+            "num_warps": 8 if q > 16 or d > 64 else 4,
+            "num_stages": 3 if d <= 64 else 2,
         }
 
 

@@ -22,6 +22,9 @@ LEAST = 256
 """Rows of a work item below which a tile is not cut further."""
 NARROW = 4
 """Columns up to which a work item does without the matrix unit, whose least size is 16."""
+WIDE = 64
+"""Vector width beyond which a work item has at most `FEW` columns: more would spill registers."""
+FEW = 16
 Int64 = NDArray[np.int64]
 
 
@@ -67,7 +70,7 @@ def plan_spans(rows: HistoryRows, span_C2: Tensor, scoring: Scoring) -> Plan:
             f"span_C2 reaches from {full.min()} to {full.max()}, expected 0 to "
             f"{len(rows.item_T)}: there are {len(rows.item_T)} history rows"
         )
-    return _plan(span, None, scoring.query_CHD.shape[1], device)
+    return _plan(span, None, scoring, device)
 
 
 def plan_lists(rows: HistoryRows, kept_CK: Tensor, scoring: Scoring) -> Plan:
@@ -89,14 +92,16 @@ def plan_lists(rows: HistoryRows, kept_CK: Tensor, scoring: Scoring) -> Plan:
     start_C = np.arange(count, dtype=np.int64) * slots
     span = np.stack([start_C, start_C + slots], 1)
     listed_L = kept_CK.flatten().to(torch.int32)
-    return _plan(span, listed_L, scoring.query_CHD.shape[1], kept_CK.device)
+    return _plan(span, listed_L, scoring, kept_CK.device)
 
 
 def plan_scores(span_C2: Tensor) -> tuple[Tensor, Tensor, int, int]:
     """Spans and starts for flat scores, their length and the longest span."""
-    span = span_C2.long().cpu().numpy()
-    plan = _plan(span, None, 1, span_C2.device)
-    return plan.span_C2, plan.flat_C, plan.total, plan.longest
+    span, device = _forwards(span_C2.long().cpu().numpy()), span_C2.device
+    length_C = span[:, 1] - span[:, 0]
+    starts_C = np.cumsum(length_C) - length_C
+    longest = int(length_C.max(initial=0))
+    return _send(span, device), _send(starts_C, device), int(length_C.sum()), longest
 
 
 def _bounds(index: Tensor) -> Tensor:
@@ -125,13 +130,20 @@ def _check_rows(rows: HistoryRows, scoring: Scoring, bounds: Int64) -> None:
             )
 
 
-def _plan(span: Int64, listed_L: Tensor | None, heads: int, device: torch.device) -> Plan:
+def _forwards(span: Int64) -> Int64:
+    """Spans that end before they start are empty."""
+    return np.stack([span[:, 0], np.maximum(span[:, 0], span[:, 1])], 1)
+
+
+def _plan(span: Int64, listed_L: Tensor | None, scoring: Scoring, device: torch.device) -> Plan:
     """Group candidates into tiles (as the CPU form does), cut long tiles, send the lists over."""
-    # Spans that end before they start are empty.
-    span = np.stack([span[:, 0], np.maximum(span[:, 0], span[:, 1])], 1)
+    _, heads, width = scoring.query_CHD.shape
+    span = _forwards(span)
     length_C = span[:, 1] - span[:, 0]
     end_C = np.cumsum(length_C)
     tile_N4 = Tiles(span, heads).tile_N4
+    if width > WIDE:
+        tile_N4 = _divide(tile_N4, max(FEW // heads, 1))
     # Tiles of like width stand together: one launch serves few columns, another many.
     columns_N = (tile_N4[:, 1] - tile_N4[:, 0]) * heads
     tile_N4 = tile_N4[np.argsort(columns_N > NARROW, kind="stable")]
@@ -163,6 +175,17 @@ def _plan(span: Int64, listed_L: Tensor | None, heads: int, device: torch.device
         total=int(end_C[-1]) if len(end_C) else 0,
         longest=int(length_C.max(initial=0)),
     )
+
+
+def _divide(tile_N4: Int64, most: int) -> Int64:
+    """Tiles of at most `most` candidates."""
+    pieces_N = -(-(tile_N4[:, 1] - tile_N4[:, 0]) // most)
+    whole_W = np.repeat(np.arange(len(tile_N4)), pieces_N)
+    piece_W = np.arange(len(whole_W)) - np.repeat(np.cumsum(pieces_N) - pieces_N, pieces_N)
+    divided = tile_N4[whole_W]
+    divided[:, 0] += piece_W * most
+    divided[:, 1] = np.minimum(divided[:, 0] + most, divided[:, 1])
+    return divided
 
 
 def _cut(tile_N4: Int64) -> tuple[Int64, Int64, Int64]:
