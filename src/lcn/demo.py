@@ -48,8 +48,8 @@ SETTINGS = (
     "batch.lifelong=500",
     "train.patience=4",
 )
-"""Alike for every system; no early stopping, the best of all epochs by validation AUC. Narrower than
-the paper's 64, so that five models fit in minutes."""
+"""Alike for every system; no early stopping, the best of all epochs by validation AUC. Narrower
+than the paper's 64, so that five models fit in minutes."""
 
 
 class DemoConfig(Config):
