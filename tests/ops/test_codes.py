@@ -64,7 +64,7 @@ def test_bucket_sum_and_gradient_equal_twin(seed, shared, groups):
             (found.sum_CGD * slope).sum().backward()
         answers.append((found.sum_CGD, found.square_C, leaf.grad))
     for fast, slow in zip(*answers, strict=True):
-        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-5)
 
 
 def test_bucket_table_holds_every_bucket_sum():
