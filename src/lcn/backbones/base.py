@@ -265,6 +265,7 @@ def describe_level(
             row_CN = selection.kept_CK.sort(1).values
             row_CN, mask_CN = row_CN.clamp(min=0), row_CN >= 0
         else:
+            assert selection.span_C2 is not None
             row_CN, mask_CN = reference.rows_of_span(selection.span_C2)
         score_CHN = reference.score_rows(rows, row_CN, mask_CN, scoring)
         weight_CN = reference.weigh(score_CHN, "softmax").mean(1)

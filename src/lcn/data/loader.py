@@ -54,7 +54,7 @@ class Collator:
         user_of_C = user_of_C.astype(np.int64)
         store, source_end_C = self._dataset.events, rows.source_end_S[sample]
         target_end_C = rows.target_end_S[sample]
-        user_C = rows.user_S[sample]
+        user_C = rows.user_S[sample].astype(np.int64)
 
         longest = max(self._config.lifelong, self._config.short)
         source_row_T, source_C2 = _window(store["source"], user_C, user_of_C, source_end_C, longest)

@@ -54,7 +54,7 @@ def explain(
     for level in output.interest.levels:
         kept = int((level.kept_CK[0] >= 0).sum())
         events = _strongest(level, batch, words, min(shown, kept))
-        name = LEVEL_NAMES.get(level.name, level.name)
+        name: str = LEVEL_NAMES.get(level.name) or level.name
         levels.append(AttentionLevel(name=name, kept=kept, total=seen, events=events))
     return AttentionCase(
         user=names.user_key(int(batch.address_U[0])),
