@@ -63,6 +63,18 @@ def _demo() -> click.Command:
     return demo
 
 
+def _export() -> click.Command:
+    from lcn.cli.serve import export
+
+    return export
+
+
+def _serve() -> click.Command:
+    from lcn.cli.serve import serve
+
+    return serve
+
+
 def _bench() -> click.Command:
     from lcn.cli.bench import bench
 
@@ -76,6 +88,8 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "evaluate": ("Measure a trained run, with intervals.", _evaluate),
     "predict": ("Write a run's click probabilities.", _predict),
     "compare": ("Compare runs, pair by pair.", _compare),
+    "export": ("Make a bundle of a trained run, for serving.", _export),
+    "serve": ("Rank over HTTP with lifelong histories.", _serve),
     "models": ("List backbones and objectives.", _models),
     "bench": ("Measure speed and memory on this machine.", _bench),
     "demo": ("The whole way on real logs, in minutes.", _demo),

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lcn.errors import CheckpointError
-from lcn.schema import UNKNOWN, Field, Manifest
+from lcn.schema import UNKNOWN, Manifest
 from lcn.serve.store.records import hash_text, hash_texts
 
 Int32 = NDArray[np.int32]
@@ -60,6 +60,7 @@ class Catalogue:
         keys = names.users["key"].to_pylist()
         self._user = {key: address for address, key in enumerate(keys) if key is not None}
         self._value = {place: _by_text(table) for place, table in names.values.items()}
+        self._text: dict[tuple[Group, str], dict[int, str]] = {}
         self._event = {
             name: _by_hash(table) for (group, name), table in names.values.items() if group == "event"
         }
@@ -124,13 +125,13 @@ class Catalogue:
         known = self._title_I[address].as_py() if 0 < address < self.items else None
         return known if known is not None else self.key(address)
 
-    def value(self, group: Group, field: Field, index: int) -> str | None:
+    def value(self, group: Group, field: str, index: int) -> str | None:
         """The text behind an index; None for padding and unknown."""
-        table = self._names.values.get((group, field.name))
-        if table is None:
-            return None
-        at = np.flatnonzero(table["index"].to_numpy() == index)
-        return str(table["value"][int(at[0])].as_py()) if len(at) else None
+        place = (group, field)
+        if place not in self._text:
+            known = self._value.get(place, {})
+            self._text[place] = {number: text for text, number in known.items()}
+        return self._text[place].get(index)
 
 
 def _by_text(table: pa.Table) -> dict[str, int]:

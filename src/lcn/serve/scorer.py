@@ -142,6 +142,21 @@ class Scorer:
         nothing = np.empty((0, 5 + len(self._fields)), ">u8")
         return self.view(self.build(Stored(0, nothing, nothing)), 0)
 
+    def warm_up(self) -> None:
+        """Compile or load what the first request would otherwise wait for."""
+        nothing = np.empty((0, 5 + len(self._fields)), ">u8")
+        one = np.zeros((1, 5 + len(self._fields)), ">u8")
+        fields = self.bundle.manifest.dataset
+        request = Request(
+            np.zeros(1, np.int32),
+            np.ones((1, len(fields.candidate_fields)), np.int32),
+            np.ones(len(fields.request_context), np.int32),
+            np.ones(len(fields.profile_fields), np.int32),
+            1,
+        )
+        for records in (nothing, one):
+            self.score(self.view(self.build(Stored(0, records, records)), 0), request)
+
     def _batch(self, view: View, request: Request) -> Batch:
         """The request as the collator lays a batch out; the rows are in the view already."""
         count = len(request.address_C)

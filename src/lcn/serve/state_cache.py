@@ -94,11 +94,23 @@ class StateCache:
             StoreError: the store cannot be read.
         """
         version = self._store.version(user)
-        state = self._at(user, version)
-        if state is not None:
-            self.counts.hits += 1
-            state.verified = self._clock()
-            return Lease(self._viewed(user, state, now), "hit", 0.0)
+        return self._hit(user, version, now) or self.build(user, version, now)
+
+    def find(self, user: str, now: int) -> Lease | int:
+        """The user's state if it is here at the store's version, else that version.
+
+        Raises:
+            StoreError: the store cannot be asked.
+        """
+        version = self._store.version(user)
+        return self._hit(user, version, now) or version
+
+    def build(self, user: str, version: int, now: int) -> Lease:
+        """Build the user's state, at least at a version, or wait for who builds it.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
         self.counts.misses += 1
         state = self._build(user, version, now)
         return Lease(self._viewed(user, state, now), "rebuilt", 0.0)
@@ -111,10 +123,6 @@ class StateCache:
             return None
         view = self._viewed(user, state, now)
         return Lease(view, "stale", self._clock() - state.verified)
-
-    def is_fresh(self, user: str) -> bool:
-        """Whether `get` would find a state."""
-        return self._at(user, self._store.version(user)) is not None
 
     def apply(self, change: Change) -> None:
         """Write a batch's events into the user's state, if it is here."""
@@ -133,6 +141,12 @@ class StateCache:
         """Forget a user."""
         with self._lock:
             self._remove(user)
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        with self._lock:
+            for user in list(self._states):
+                self._remove(user)
 
     def hot_users(self, count: int) -> list[str]:
         """The users asked for last, newest first."""
@@ -162,6 +176,14 @@ class StateCache:
                 self.counts.mismatches += 1
                 self.drop(user)
         return wrong
+
+    def _hit(self, user: str, version: int, now: int) -> Lease | None:
+        state = self._at(user, version)
+        if state is None:
+            return None
+        self.counts.hits += 1
+        state.verified = self._clock()
+        return Lease(self._viewed(user, state, now), "hit", 0.0)
 
     def _at(self, user: str, version: int | None) -> UserState | None:
         with self._lock:
