@@ -15,7 +15,8 @@ from lcn.data.batch import Batch
 from lcn.data.dataset import Dataset
 from lcn.data.loader import BatchConfig
 from lcn.model import Model, ModelConfig
-from lcn.serve.bundle import BundleParts, canary_batch, dataset_names, write_bundle
+from lcn.serve.bundle import BundleParts, canary_batch, write_bundle
+from lcn.serve.names import read_names
 
 BATCH = BatchConfig(size=64, lifelong=20, short=5)
 
@@ -97,7 +98,7 @@ def parts_of(model: Model, dataset: Dataset, name: str = "toy", canary: Batch | 
         manifest=dataset.manifest,
         item_IF=dataset.item_IF,
         user_UP=dataset.user_UP,
-        names=dataset_names(dataset),
+        names=read_names(dataset.folder),
         canary=canary or canary_batch(dataset, BATCH),
         trained={"auc": 0.5},
     )

@@ -122,13 +122,14 @@ def build_app(parts: Parts) -> FastAPI:
     return app
 
 
+_BEARER = HTTPBearer(auto_error=False, description="a token: rank, ingest or admin")
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
 def allowed(parts: Parts, scope: Scope) -> Any:
     """A dependency: the request may do what a scope allows."""
-    bearer = HTTPBearer(auto_error=False, description=f"a token of scope {scope!r}")
 
-    def check(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None,
-    ) -> None:
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         if parts.tokens is None:
             return
         if given is None:
@@ -140,9 +141,6 @@ def allowed(parts: Parts, scope: Scope) -> Any:
             raise HTTPException(403, f"this token is not of scope {scope!r}")
 
     return Depends(check)
-
-
-_CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 async def rank(parts: Parts, http: Request, version: Version, job: Job, limit_ms: float) -> Ranked:

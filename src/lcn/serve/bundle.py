@@ -37,11 +37,12 @@ from lcn.data.batch import Batch, Rows
 from lcn.data.cache import sha256_of
 from lcn.data.loader import BatchConfig, Collator, user_order
 from lcn.data.dataset import Dataset
-from lcn.errors import CheckpointError, ServeError
+from lcn.errors import CheckpointError, DataError, ServeError
 from lcn.evaluate.metrics import auc
 from lcn.model import Model, ModelConfig
 from lcn.schema import SPLITS, Manifest
-from lcn.serve.catalogue import Catalogue, Group, Names
+from lcn.serve.catalogue import Catalogue
+from lcn.serve.names import Names, read_names
 from lcn.train.checkpoint import load_weights
 from lcn.train.run import open_run
 
@@ -51,8 +52,6 @@ CANARY_ROWS = 256
 CANARY_TOLERANCE = 1e-4
 """Of a logit; other processors add in another order."""
 CANARY_AUC_LOSS = 0.002
-
-_GROUPS: tuple[Group, ...] = ("event", "request", "candidate", "profile")
 
 
 class _Record(BaseModel):
@@ -163,24 +162,11 @@ def export_run(
         manifest=opened.dataset.manifest,
         item_IF=opened.dataset.item_IF,
         user_UP=opened.dataset.user_UP,
-        names=dataset_names(opened.dataset),
+        names=read_names(opened.dataset.folder),
         canary=canary_batch(opened.dataset, opened.config.batch),
         trained=opened.best,
     )
     return write_bundle(Path(folder), parts, version)
-
-
-def dataset_names(dataset: Dataset) -> Names:
-    """The names of a dataset folder."""
-    values = {}
-    for group in _GROUPS:
-        for path in sorted((dataset.folder / "vocabulary" / group).glob("*.parquet")):
-            values[group, path.stem] = pq.read_table(path, columns=["value", "index"])
-    return Names(
-        pq.read_table(dataset.folder / "items.parquet", columns=["address", "key", "title"]),
-        pq.read_table(dataset.folder / "users.parquet", columns=["address", "key"]),
-        values,
-    )
 
 
 def canary_batch(dataset: Dataset, config: BatchConfig) -> Batch:
@@ -311,12 +297,8 @@ def load_bundle(folder: Path | str) -> Bundle:
         tables = load_file(folder / "tables.safetensors")
         model = Model(manifest.config, manifest.dataset)
         load_weights(folder / "model.safetensors", model)
-        names = Names(
-            pq.read_table(folder / "items.parquet"),
-            pq.read_table(folder / "users.parquet"),
-            _value_tables(folder, manifest),
-        )
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        names = read_names(folder)
+    except (OSError, SafetensorError, DataError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot read bundle {folder}: {error}") from error
     model.eval()
     _check_finite(folder, model)
@@ -405,15 +387,6 @@ def _auc(logit_C: Tensor, label_C: Tensor) -> float | None:
     if len(set(label_C.tolist())) < 2:
         return None
     return float(auc(logit_C.double().numpy(), label_C.numpy()))
-
-
-def _value_tables(folder: Path, manifest: BundleManifest) -> dict[tuple[Group, str], Any]:
-    tables: dict[tuple[Group, str], Any] = {}
-    for name in manifest.files:
-        parts = name.split("/")
-        if parts[0] == "vocabulary" and len(parts) == 3 and parts[1] in _GROUPS:
-            tables[parts[1], parts[2].removesuffix(".parquet")] = pq.read_table(folder / name)
-    return tables
 
 
 def _flatten(batch: Batch) -> dict[str, Tensor]:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lcn.errors import CheckpointError
 from lcn.schema import UNKNOWN, Manifest
+from lcn.serve.names import Group, Names
 from lcn.serve.store.records import hash_text, hash_texts
 
 Int32 = NDArray[np.int32]
-Group = Literal["event", "request", "candidate", "profile"]
-
 _REMEMBERED = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The texts behind a bundle's numbers, as tables."""
-
-    items: pa.Table
-    """address, key, title; row = address, row 0 is padding."""
-    users: pa.Table
-    """address, key; row 0 is unknown."""
-    values: Mapping[tuple[Group, str], pa.Table]
-    """(group, field) -> value, index."""
 
 
 class Catalogue:

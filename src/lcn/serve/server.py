@@ -142,6 +142,32 @@ def run_server(
         close_server(running)
 
 
+@contextmanager
+def background(running: Running) -> Iterator[str]:
+    """Listen in a thread of this process, for tests and notebooks; closes the server at the end.
+
+    Yields:
+        The address.
+    """
+    torch.set_num_threads(1)
+    up = threading.Event()
+    listener = _listen(running.parts.config)
+    server = _Server(running, running.parts.config, up.set)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[listener])), name="server"
+    )
+    thread.start()
+    try:
+        if not up.wait(60):
+            raise ServeError("the server did not start in a minute")
+        yield f"http://{running.parts.config.host}:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+        close_server(running)
+
+
 class _Server(uvicorn.Server):
     """Uvicorn that says it is not ready before it stops accepting."""
 

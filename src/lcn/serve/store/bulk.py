@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lcn.data.dataset import Dataset, EventStore
 from lcn.schema import DOMAINS, Domain
+from lcn.serve.names import Names, read_names
 from lcn.serve.store.base import BehaviourStore
 from lcn.serve.store.records import CONTEXT, Packed, hash_texts
 
@@ -26,29 +27,30 @@ def load_dataset(
     store: BehaviourStore,
     dataset: Dataset,
     tell: Callable[[int, int], None] = lambda done, total: None,
+    names: Names | None = None,
 ) -> int:
     """Put every event of a dataset into a store; loading it again changes nothing.
 
     Args:
         store: its context fields must be among the dataset's.
-        dataset: with its names (items.parquet, users.parquet, vocabulary/).
+        dataset: opened.
         tell: called with rows done and rows in all.
+        names: keys and vocabularies; default: those in the dataset's folder.
 
     Returns:
         How many events were stored.
     """
-    keys = pq.read_table(dataset.folder / "users.parquet", columns=["key"])["key"].to_pylist()
-    item_I = _hashes(
-        pq.read_table(dataset.folder / "items.parquet", columns=["key"])["key"].to_pylist()
-    )
-    value_GV = [_vocabulary(dataset, name) for name in store.fields]
-    names = [field.name for field in dataset.manifest.event_context]
+    names = names or read_names(dataset.folder)
+    keys = names.users["key"].to_pylist()
+    item_I = _hashes(names.items["key"].to_pylist())
+    sizes = {field.name: field.size for field in dataset.manifest.event_context}
+    value_GV = [_vocabulary(names.values["event", name], sizes[name]) for name in store.fields]
+    columns = [list(sizes).index(name) for name in store.fields]
     total = sum(len(events.item_E) for events in dataset.events.values())
     stored = done = 0
     waiting: list[Packed] = []
     for domain in DOMAINS:
         events = dataset.events[domain]
-        columns = [names.index(name) for name in store.fields]
         for user in np.flatnonzero(np.diff(events.offsets_U)):
             rows = slice(*(int(at) for at in events.offsets_U[user : user + 2]))
             context = [value_GV[g][events.context_EG[rows, c]] for g, c in enumerate(columns)]
@@ -87,10 +89,8 @@ def _records(
     return out
 
 
-def _vocabulary(dataset: Dataset, name: str) -> NDArray[np.uint64]:
+def _vocabulary(table: pa.Table, size: int) -> NDArray[np.uint64]:
     """Hash of every index of an event context field; 0 for padding and unknown."""
-    size = next(f.size for f in dataset.manifest.event_context if f.name == name)
-    table = pq.read_table(dataset.folder / "vocabulary" / "event" / f"{name}.parquet")
     value_V = np.zeros(size, np.uint64)
     value_V[table["index"].to_numpy()] = hash_texts([str(v) for v in table["value"].to_pylist()])
     return value_V
