@@ -77,7 +77,7 @@ def make_world(
     )
     spread(model)
     bundle = folder / f"bundle-{backbone}-{seed}"
-    write_bundle(bundle, parts_of(model, dataset, backbone))
+    write_bundle(bundle, parts_of(model, dataset))
     return World(dataset, model.eval(), bundle)
 
 

@@ -224,7 +224,7 @@ def _native(parts: Parts) -> APIRouter:
         return as_json(
             {
                 "outcomes": done.outcomes,
-                "state_version": done.version,
+                "state_versions": done.versions,
                 "durability": done.durability,
             }
         )

@@ -33,7 +33,7 @@ class Acknowledged:
     """What became of events."""
 
     outcomes: list[str]
-    state_version: int
+    state_versions: dict[str, int]
     durability: str
 
 

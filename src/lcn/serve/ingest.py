@@ -28,7 +28,8 @@ class Ingested:
     """The answer to a request's events."""
 
     outcomes: tuple[Outcome | Refused, ...]
-    version: int
+    versions: dict[str, int]
+    """Of each user's history."""
     durability: str
 
 
@@ -86,7 +87,8 @@ class Ingest:
         outcomes = tuple(problem or next(stored) for problem in problems)
         for outcome in outcomes:
             self._metrics.events.labels(outcome).inc()
-        return Ingested(outcomes, ack.version, ack.durability)  # type: ignore[arg-type]
+        versions = {event.user: ack.versions[event.user] for event in good}
+        return Ingested(outcomes, versions, ack.durability)  # type: ignore[arg-type]
 
     async def delete(self, user: str) -> bool:
         """Remove a user from store and caches, after the events that wait."""
@@ -134,7 +136,7 @@ class Ingest:
                     part = ack.outcomes[at : at + len(each.events)]
                     at += len(each.events)
                     if not each.done.done():
-                        each.done.set_result(Ack(part, ack.version, ack.durability, ()))
+                        each.done.set_result(Ack(part, ack.versions, ack.durability, ()))
         finally:
             self._running = False
 

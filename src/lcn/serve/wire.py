@@ -140,8 +140,8 @@ class EventsAnswer(_Wire):
     outcomes: list[Literal["stored", "duplicate", "too_old", "unit", "early", "future"]]
     """stored; duplicate: known already; too_old: older than all that is kept; refused for its
     time: unit (not milliseconds), early, future."""
-    state_version: int
-    """Answers with at least this version have seen the stored events."""
+    state_versions: dict[str, int]
+    """Of each user: answers with at least this version have seen the user's stored events."""
     durability: str
     """always: on disk; everysec: within a second; otherwise as the store's server is set."""
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -70,8 +70,8 @@ class Ack:
     """The answer to a batch."""
 
     outcomes: tuple[Outcome, ...]
-    version: int
-    """Of the newest change in the store: a history read later has at least this one's events."""
+    versions: Mapping[str, int]
+    """Of each user of the batch after it: a history read later has at least this one."""
     durability: str
     """`always`, `everysec`, or what the server says of itself."""
     changes: tuple[Change, ...]

@@ -132,7 +132,7 @@ class LmdbStore:
                 if self._tail is not None and changes:
                     self._tail.write(Frame(touched.sequence, tuple(touched.entries())))
             self._sequence = touched.sequence
-            return Ack(outcomes, self._sequence, self.durability, changes)
+            return Ack(outcomes, touched.versions(), self.durability, changes)
 
     def delete(self, user: str) -> bool:
         """See `BehaviourStore`."""
@@ -274,6 +274,9 @@ class _Batch:
         """Insert one record and evict what is over the limits."""
         store, txn, cursor = self._store, self._txn, self._cursor
         user, record = event.user.encode(), event.record
+        if event.user not in self._before:
+            found = txn.get(user, b"", db=store._users)
+            self._before[event.user] = int.from_bytes(found, "big")
         id_key = user + b"\0" + record[24:32]
         if not txn.put(id_key, b"", db=store._ids, overwrite=False):
             return "duplicate"
@@ -290,9 +293,6 @@ class _Batch:
                 break
         if not kept:
             return "too_old"
-        if event.user not in self._before:
-            found = txn.get(user, b"", db=store._users)
-            self._before[event.user] = int.from_bytes(found, "big")
         self.sequence += 1
         self._after[event.user] = self.sequence
         self._added.setdefault((event.user, _LETTER[event.domain]), []).append(record)
@@ -312,6 +312,10 @@ class _Batch:
             )
             changes.append(Change(user, self._before[user], after, source, target))
         return tuple(changes)
+
+    def versions(self) -> dict[str, int]:
+        """Of every user of the batch."""
+        return {**self._before, **self._after}
 
     def entries(self) -> Iterator[Entry]:
         """What the tail must know."""

@@ -22,7 +22,7 @@ _DOMAINS: tuple[Domain, Domain] = ("source", "target")
 _APPEND = """
 local outcomes, before, added = {}, redis.call('GET', KEYS[4]) or '0', 0
 local cap, oldest = tonumber(ARGV[1]), ARGV[2]
-for place = 4, #ARGV, 2 do
+for place = 3, #ARGV, 2 do
   local key, record = KEYS[tonumber(ARGV[place])], ARGV[place + 1]
   local id, outcome = string.sub(record, 25, 32), 'stored'
   if redis.call('SADD', KEYS[3], id) == 0 then
@@ -40,8 +40,15 @@ for place = 4, #ARGV, 2 do
   end
   outcomes[#outcomes + 1] = outcome
 end
-if added > 0 then redis.call('SET', KEYS[4], ARGV[3]) end
-return {outcomes, before}
+local after = before
+if added > 0 then
+  -- Larger than before, and never one that a removed user had.
+  local time = redis.call('TIME')
+  after = math.max(tonumber(before) + 1, tonumber(time[1]) * 1000000 + tonumber(time[2]))
+  after = string.format('%.0f', after)
+  redis.call('SET', KEYS[4], after)
+end
+return {outcomes, before, after}
 """
 
 
@@ -77,16 +84,17 @@ class RedisStore:
             of_user.setdefault(event.user, []).append(place)
         outcomes: list[Outcome] = ["stored"] * len(batch)
         changes = []
+        versions = {}
         with self._errors("store a batch"):
-            newest = int(self._redis.get(f"{self._prefix}:sequence") or 0)  # type: ignore[arg-type]
             for user, places in of_user.items():
-                change = self._append_user(user, [batch[at] for at in places], now)
-                for at, outcome in zip(places, change[0], strict=True):
+                found, change, versions[user] = self._append_user(
+                    user, [batch[at] for at in places], now
+                )
+                for at, outcome in zip(places, found, strict=True):
                     outcomes[at] = outcome
-                if change[1] is not None:
-                    changes.append(change[1])
-                    newest = max(newest, change[1].after)
-        return Ack(tuple(outcomes), newest, self.durability, tuple(changes))
+                if change is not None:
+                    changes.append(change)
+        return Ack(tuple(outcomes), versions, self.durability, tuple(changes))
 
     def version(self, user: str) -> int:
         """See `BehaviourStore`."""
@@ -127,7 +135,7 @@ class RedisStore:
         """See `BehaviourStore`; `events` counts what was ever added."""
         with self._errors("read"):
             users = int(self._redis.zcard(f"{self._prefix}:users"))  # type: ignore[arg-type]
-            events = int(self._redis.get(f"{self._prefix}:sequence") or 0)  # type: ignore[arg-type]
+            events = int(self._redis.get(f"{self._prefix}:events") or 0)  # type: ignore[arg-type]
             memory = self._redis.info("memory")
         return StoreFacts("redis", users, events, int(memory["used_memory"]))  # type: ignore[index]
 
@@ -137,15 +145,12 @@ class RedisStore:
 
     def _append_user(
         self, user: str, batch: list[Packed], now: int
-    ) -> tuple[list[Outcome], Change | None]:
-        keys = self._keys(user)
+    ) -> tuple[list[Outcome], Change | None, int]:
         oldest = max(self.limits.oldest(now), 0).to_bytes(8, "big")
-        # Versions grow over all users, so that one is never used twice, not even after a removal.
-        after = int(self._redis.incrby(f"{self._prefix}:sequence", len(batch)))  # type: ignore[arg-type]
-        arguments: list[bytes | int] = [self._cap, oldest, after]
+        arguments: list[bytes | int] = [self._cap, oldest]
         for event in batch:
             arguments += [_DOMAINS.index(event.domain) + 1, event.record]
-        texts, before = self._script(keys=keys, args=arguments)  # type: ignore[misc]
+        texts, before, after = self._script(keys=self._keys(user), args=arguments)  # type: ignore[misc]
         outcomes: list[Outcome] = [text.decode() for text in texts]
         added = {
             domain: sorted(
@@ -155,11 +160,15 @@ class RedisStore:
             )
             for domain in _DOMAINS
         }
-        if not any(added.values()):
-            return outcomes, None
-        self._redis.zadd(f"{self._prefix}:users", {user: 0})
+        count = sum(len(records) for records in added.values())
+        if not count:
+            return outcomes, None, int(after)
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zadd(f"{self._prefix}:users", {user: 0})
+        pipe.incrby(f"{self._prefix}:events", count)
+        pipe.execute()
         source, target = (unpack(b"".join(added[name]), len(self.fields)) for name in _DOMAINS)
-        return outcomes, Change(user, int(before), after, source, target)
+        return outcomes, Change(user, int(before), int(after), source, target), int(after)
 
     def _keys(self, user: str) -> list[str]:
         base = f"{{{self._prefix}:{user}}}"
