@@ -26,6 +26,8 @@ async def with_server(stall_s: float, work):
                     time.sleep(stall_s)  # the whole server, not this connection
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         except asyncio.IncompleteReadError:
+            pass
+        finally:
             writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ async def fire(
                 await asyncio.sleep(wait)
             group.create_task(one(each))
     for connection in idle:
-        connection.close()
+        await connection.wait_closed()
     return shots
 
 
@@ -105,7 +106,7 @@ async def closed_loop(
             status = await connection.ask(data(sent))
             done += status == 200
             sent += connections
-        connection.close()
+        await connection.wait_closed()
 
     started = time.perf_counter()
     await asyncio.gather(*(client(number) for number in range(connections)))
@@ -138,7 +139,16 @@ class _Connection:
             self.close()
             return 0
 
+    async def wait_closed(self) -> None:
+        """Close and wait for it."""
+        if self._streams is not None:
+            writer = self._streams[1]
+            self.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
     def close(self) -> None:
+        """Close; the next request opens another."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None

@@ -90,8 +90,6 @@ class DomainRows:
         self._address_T[:count] = address_T
         self._code_TG[:count] = code_TG
         unique_I, self._slot_T[:count] = np.unique(address_T, return_inverse=True)
-        if not count:
-            unique_I = np.zeros(1, np.int32)  # backbones are never given no items at all
         slots = len(unique_I) + room - count
         address_I = torch.from_numpy(unique_I.astype(np.int64))
         self._vector_ID = _with_room(table.vector_ID, address_I, slots)
