@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,11 @@ class ServeRecord:
     lap_minus_sim_p50_ms_interval: tuple[float, float] | None
     """95 %, from the differences of 20 parts of the run."""
     lap_minus_sim_p99_ms: float | None
+    server_cpu_ms: float
+    """Processor time of the server for each request it answered, whatever else the machine did."""
     server_rss_mib: float
+    machine_load: float
+    """Processes that wanted to run (1 minute) when the load began."""
 
 
 def run(
@@ -108,15 +112,25 @@ def run(
         bundles = prepare(grid, Path(folder))
         with serving(bundles, Path(folder) / "data", grid) as (process, port):
             warm(grid, port)
-            asked = requests_of(grid)
+            asked, patient = requests_of(grid), requests_of(grid, deadline_ms=30_000)
             tell("finding saturation")
             saturation = asyncio.run(
-                closed_loop("127.0.0.1", port, lambda at: asked[at % len(asked)][1], 8, 4.0)
+                closed_loop("127.0.0.1", port, lambda at: patient[at % len(patient)][1], 8, 4.0)
             )
+            if not saturation:
+                raise ServeError("the server answered nothing in four seconds")
             for load in grid.loads:
                 tell(f"load {load:g}: {load * saturation:.0f} requests/s for {grid.seconds:g} s")
+                wanted, before = os.getloadavg()[0], _cpu_s(process.pid)
                 shots = _push(grid, port, asked, load * saturation)
-                yield _record(grid, load, saturation, shots, _rss_mib(process.pid))
+                record = _record(grid, load, saturation, shots)
+                spent = _cpu_s(process.pid) - before
+                yield replace(
+                    record,
+                    server_cpu_ms=1000 * spent / max(sum(s.status == 200 for s in shots), 1),
+                    server_rss_mib=_rss_mib(process.pid),
+                    machine_load=wanted,
+                )
 
 
 def prepare(grid: ServeGrid, folder: Path) -> list[Path]:
@@ -184,7 +198,9 @@ def warm(grid: ServeGrid, port: int) -> None:
                     client.rank(str(user), ["0"], model=backbone, deadline_ms=60_000)
 
 
-def requests_of(grid: ServeGrid, count: int = 400) -> list[tuple[int, bytes]]:
+def requests_of(
+    grid: ServeGrid, count: int = 400, deadline_ms: float | None = None
+) -> list[tuple[int, bytes]]:
     """Requests to repeat: (kind, data), kinds in turns."""
     rng = np.random.default_rng(grid.seed + 1)
     asked = []
@@ -196,6 +212,7 @@ def requests_of(grid: ServeGrid, count: int = 400) -> list[tuple[int, bytes]]:
             "candidates": [str(item) for item in items],
             "context": {"hour": "v3"},
             "model": grid.backbones[kind],
+            "deadline_ms": deadline_ms,
         }
         asked.append((kind, post("/v1/rank", json.dumps(body).encode())))
     return asked
@@ -220,7 +237,7 @@ def _push(
 
 
 def _record(
-    grid: ServeGrid, load: float, saturation: float, shots: list[Shot], rss: float
+    grid: ServeGrid, load: float, saturation: float, shots: list[Shot]
 ) -> ServeRecord:
     good = [shot for shot in shots if shot.status == 200]
     away = [shot for shot in shots if shot.status in (429, 503)]
@@ -248,7 +265,9 @@ def _record(
         lap_minus_sim_p50_ms=p50,
         lap_minus_sim_p50_ms_interval=interval,
         lap_minus_sim_p99_ms=p99,
-        server_rss_mib=rss,
+        server_cpu_ms=math.nan,
+        server_rss_mib=math.nan,
+        machine_load=math.nan,
     )
 
 
@@ -308,3 +327,11 @@ def _rss_mib(pid: int) -> float:
     except OSError:
         return float("nan")
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
