@@ -51,6 +51,12 @@ def _compare() -> click.Command:
     return compare
 
 
+def _consistency() -> click.Command:
+    from lcn.cli.consistency import consistency
+
+    return consistency
+
+
 def _models() -> click.Command:
     from lcn.cli.models import models
 
@@ -76,6 +82,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "evaluate": ("Measure a trained run, with intervals.", _evaluate),
     "predict": ("Write a run's click probabilities.", _predict),
     "compare": ("Compare runs, pair by pair.", _compare),
+    "consistency": ("Does search find what attention wants?", _consistency),
     "models": ("List backbones and objectives.", _models),
     "bench": ("Measure speed and memory on this machine.", _bench),
     "demo": ("The whole way on real logs, in minutes.", _demo),
