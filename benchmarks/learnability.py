@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--rho", type=float, nargs="+", default=[0.9, 0.0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--systems", nargs="+", default=["none", "sim_soft", "full", "lap", "lcn"])
     parser.add_argument("--folder", type=Path, default=Path("runs/learnability"))
     parser.add_argument("--json", action="store_true")
@@ -97,15 +100,23 @@ def run_log(arguments: argparse.Namespace, rho: float) -> list[Row]:
     dataset = open_dataset(dataset_folder)
     label_S = np.asarray(dataset.samples["test"].label_S)
     best = auc(true_probability(dataset, "test"), label_S)
-    predictions = {}
-    for system in dict.fromkeys(["none", *arguments.systems]):
-        for seed in range(arguments.seeds):
-            run = folder / "runs" / f"{system}-{seed}"
-            width = () if system in ("none", "sdim") else ("model.backbone.width=32",)
-            settings = (*SETTINGS, *width, f"train.seed={seed}", f"name={system}")
-            print(f"rho {rho}: {system} seed {seed}", file=sys.stderr, flush=True)
-            train(recipe(system, dataset_folder, *settings), run, resume=True)
-            predictions.setdefault(system, []).append(open_run(run).predict("test"))
+    systems = list(dict.fromkeys(["none", *arguments.systems]))
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        started = {
+            pool.submit(train_one, folder, system, seed): f"rho {rho}: {system} seed {seed}"
+            for seed in range(arguments.seeds)
+            for system in systems
+        }
+        for finished in as_completed(started):
+            finished.result()
+            print(started[finished], file=sys.stderr, flush=True)
+    predictions = {
+        system: [
+            open_run(folder / "runs" / f"{system}-{seed}").predict("test")
+            for seed in range(arguments.seeds)
+        ]
+        for system in systems
+    }
     rows = []
     for system, runs in predictions.items():
         found = result_of(runs, generator=np.random.default_rng(0)).intervals.auc
@@ -115,6 +126,18 @@ def run_log(arguments: argparse.Namespace, rho: float) -> list[Row]:
                 over.high, best)
         )  # fmt: skip
     return rows
+
+
+def train_one(folder: Path, system: str, seed: int) -> None:
+    """Train one system with one seed, unless that was done before."""
+    config = recipe(system, folder / "dataset", *SETTINGS, f"train.seed={seed}")
+    backbone = config.model.backbone
+    if "width" in type(backbone).model_fields:
+        backbone = backbone.model_copy(update={"width": 32})
+    config = config.model_copy(
+        update={"name": system, "model": config.model.model_copy(update={"backbone": backbone})}
+    )
+    train(config, folder / "runs" / f"{system}-{seed}", resume=True, progress=False)
 
 
 def markdown(rows: list[Row], arguments: argparse.Namespace) -> str:
