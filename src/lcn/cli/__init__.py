@@ -51,6 +51,12 @@ def _compare() -> click.Command:
     return compare
 
 
+def _consistency() -> click.Command:
+    from lcn.cli.consistency import consistency
+
+    return consistency
+
+
 def _models() -> click.Command:
     from lcn.cli.models import models
 
@@ -90,6 +96,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "compare": ("Compare runs, pair by pair.", _compare),
     "experiment": ("The paper's tables and figures on your data.", _experiment),
     "diagnose": ("Would lifelong cross-domain modelling pay on this log?", _diagnose),
+    "consistency": ("Does search find what attention wants?", _consistency),
     "models": ("List backbones and objectives.", _models),
     "bench": ("Measure speed and memory on this machine.", _bench),
     "demo": ("The whole way on real logs, in minutes.", _demo),

@@ -33,6 +33,7 @@ from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
 from lcn.train.record import MetricLog, write_setup
+from lcn.train.transfer import take_item_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def train(
     _check_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    dataset = open_dataset(config.dataset)
+    dataset = open_dataset(config.dataset, lifelong=config.lifelong_domain)
     identity = {
         "dataset": dataset.manifest.fingerprint,
         "config": _digest(config),
@@ -87,6 +88,8 @@ def train(
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
     model.check(dataset)
+    if config.item_vectors_from:
+        take_item_vectors(Path(config.item_vectors_from), model, dataset.manifest.fingerprint)
     setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
     objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
     objectives.to(config.train.device)
