@@ -91,9 +91,7 @@ class Lap(Backbone[LapState]):
         self._check_switches()
         width, item_width = config.width, features.item_width
         self.recent_rows, self.distill_weight = config.recent_queries, config.distill
-        self.time_bias_V = (
-            nn.Parameter(torch.zeros(RECENCY_BUCKETS)) if config.time_bias else None
-        )
+        self.time_bias_V = nn.Parameter(torch.zeros(RECENCY_BUCKETS)) if config.time_bias else None
         context = ContextTable(
             features.event_context, features.context_width, recency=True, std=features.init_std
         )

@@ -49,9 +49,7 @@ def unite(
     return torch.cat([first_CK, added_CQ], 1)
 
 
-def is_new(
-    first_CK: Int[Tensor, "C K"], second_CN: Int[Tensor, "C N"]
-) -> Bool[Tensor, "C N"]:
+def is_new(first_CK: Int[Tensor, "C K"], second_CN: Int[Tensor, "C N"]) -> Bool[Tensor, "C N"]:
     """Whether each of the second rows is a row and none of the first ones."""
     known_CN = (second_CN[:, :, None] == first_CK[:, None, :]).any(-1)
     return ~known_CN & (second_CN >= 0)

@@ -100,9 +100,7 @@ class ScatterPanel(_Record):
     note: str = ""
 
 
-Panel = Annotated[
-    TablePanel | CurvePanel | ForestPanel | ScatterPanel, Field(discriminator="kind")
-]
+Panel = Annotated[TablePanel | CurvePanel | ForestPanel | ScatterPanel, Field(discriminator="kind")]
 
 
 class Verdict(_Record):

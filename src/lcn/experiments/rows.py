@@ -134,9 +134,7 @@ class Sizes:
         return max(1, round(k1 * self.k1 / 200)), max(1, round(k2 * self.k2 / 50))
 
 
-def resolve(
-    row: Row, dataset: str, settings: Sequence[str], sizes: Sizes, *more: str
-) -> RunConfig:
+def resolve(row: Row, dataset: str, settings: Sequence[str], sizes: Sizes, *more: str) -> RunConfig:
     """The whole config of a row: recipe, settings alike for all, sizes, the row's own, then more.
 
     Args:

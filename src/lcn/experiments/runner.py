@@ -160,8 +160,7 @@ class _Schedule:
             for each in outcomes
         ]
         pursuit.tried = tuple(
-            Trial(overrides, value)
-            for overrides, value in zip(pursuit.trials, values, strict=True)
+            Trial(overrides, value) for overrides, value in zip(pursuit.trials, values, strict=True)
         )
         try:
             pursuit.chosen = pursuit.trials[choose(values, monitor)]
@@ -249,7 +248,7 @@ class Workers:
                     self.jobs,
                     mp_context=multiprocessing.get_context("spawn"),
                     initializer=start_worker,
-                    initargs=(self._threads,),
+                    initargs=(self._threads, os.getpid()),
                 )
                 for future in [self._pool.submit(os.getpid) for _ in range(self.jobs)]:
                     future.result()

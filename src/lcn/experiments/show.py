@@ -32,7 +32,9 @@ def print_record(record: ExperimentRecord, console: Console) -> None:
                     text = escape(cell.text)
                     style = _COLOUR.get(cell.mark)
                     text = f"[{style}]{text}[/{style}]" if style else text
-                    cells.append(f"{text}\n[dim]{escape(cell.detail)}[/dim]" if cell.detail else text)
+                    cells.append(
+                        f"{text}\n[dim]{escape(cell.detail)}[/dim]" if cell.detail else text
+                    )
                 table.add_row(*cells)
             console.print(table)
         elif not isinstance(panel, ForestPanel):

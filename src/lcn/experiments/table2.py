@@ -21,9 +21,7 @@ def table(sizes: Sizes) -> Table:
         of_paper = name in BACKBONES
         rows.append(Row(name, recipe, quoted=plain_quoted, reference=not of_paper))
         crp_recipe = "lcn" if recipe == "lap" else f"{recipe}_crp"
-        rows.append(
-            Row(with_crp, crp_recipe, (), CRP_KNOBS, crp_quoted, reference=not of_paper)
-        )
+        rows.append(Row(with_crp, crp_recipe, (), CRP_KNOBS, crp_quoted, reference=not of_paper))
         claims.append(Claim(f"CRP raises the AUC of {name}", with_crp, name))
     return Table(
         name="table2",

@@ -88,7 +88,5 @@ def rival_knobs(objective: str) -> tuple[Knob, ...]:
     knobs = [knob("objectives.0.weight", *RIVAL_WEIGHTS, name=f"{objective} weight")]
     if "temperature" in type(config).model_fields:
         values = (0.05, 0.1, 0.2, 0.5)
-        knobs.append(
-            knob("objectives.0.temperature", *values, name=f"{objective} temperature")
-        )
+        knobs.append(knob("objectives.0.temperature", *values, name=f"{objective} temperature"))
     return tuple(knobs)

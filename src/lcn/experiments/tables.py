@@ -203,9 +203,7 @@ def _forests(table: Table, measured: Measured) -> list[ForestPanel]:
 
 def _strata(measured: Measured) -> TablePanel:
     ranges = list(dict.fromkeys((each.shortest, each.longest) for each in measured.strata))
-    found = {
-        (each.difference.other, each.shortest): each.difference for each in measured.strata
-    }
+    found = {(each.difference.other, each.shortest): each.difference for each in measured.strata}
     names = list(dict.fromkeys(each.difference.other for each in measured.strata))
     rows = []
     for name in names:

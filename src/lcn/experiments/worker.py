@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +36,26 @@ class Outcome:
     """It had been finished before."""
 
 
-def start_worker(threads: int) -> None:
-    """Set a worker process up: its share of the cores, and Ctrl-C left to the parent."""
+def start_worker(threads: int, parent: int) -> None:
+    """Set a worker process up: its share of the cores, Ctrl-C left to the parent, no outliving it.
+
+    Args:
+        threads: compute threads.
+        parent: process id of the experiment; when it is gone, so is the worker.
+    """
     import signal
 
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def run_job(job: Job) -> Outcome:
@@ -82,8 +96,9 @@ def _train_and_predict(job: Job) -> Done:
         commit=commit(),
         machine=processor(),
     )
-    # Only a run that must go on needs its optimisers' state.
-    shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+    # Only a run that must go on needs its optimisers' state; metrics.jsonl holds the curves too.
+    for name in ("checkpoint", "tensorboard"):
+        shutil.rmtree(job.folder / name, ignore_errors=True)
     write_whole(job.folder / "done.json", done.model_dump_json(indent=1) + "\n")
     return done
 

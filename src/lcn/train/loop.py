@@ -35,7 +35,6 @@ from lcn.train.progress import TrainingBar
 from lcn.train.record import MetricLog, write_setup
 from lcn.train.transfer import take_item_vectors
 
-
 PRETRAINING_ORDER = 1_000_000
 """Number of the order of samples in which pre-training begins: no epoch gets there."""
 
