@@ -190,6 +190,18 @@ class Lap(Backbone[LapState]):
         msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
         return _best(selection, state.rows, msa, keep)
 
+    def stage_scorings(
+        self, state: LapState, query: Query
+    ) -> tuple[tuple[str, HistoryRows, Scoring], ...]:
+        """How each scope in use scores rows, any rows: its name, the rows it reads, the scoring."""
+        found = [(", complete scope", state.complete, self._csa_scoring(query))]
+        if self.msa is not None:
+            msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
+            found.append((", median scope", state.rows, msa))
+        if self.fsa is not None:
+            found.append((", focused scope", state.rows, self.final_scoring(query)))
+        return tuple(found)
+
     def passing(self, k1: int) -> Lap:
         """The same trained pyramid with another K1, sharing all parameters (Figure 5b)."""
         other = copy.copy(self)
