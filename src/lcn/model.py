@@ -25,6 +25,7 @@ from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
+from lcn.ops.reference import rows_of_span
 from lcn.schema import Manifest
 
 
@@ -244,7 +245,22 @@ class Model(nn.Module):
             batch.time_C,
             batch.user_of_C,
             None if search_ID is None else ops.take_vectors(search_ID, batch.candidate_C),
+            self._recent(batch, item_ID if search_ID is None else search_ID),
         )
+
+    def _recent(self, batch: Batch, vector_ID: Float[Tensor, "I D"]) -> Tensor | None:
+        """recent_CD: mean of the user's newest target-domain items; see `Query.recent_CD`."""
+        rows = self.backbone.recent_rows
+        if not rows:
+            return None
+        span_C2 = batch.short_target_C2.clone()
+        span_C2[:, 0] = torch.maximum(span_C2[:, 0], span_C2[:, 1] - rows)
+        row_CN, mask_CN = rows_of_span(span_C2)
+        if not len(batch.target.item_T):
+            return vector_ID.new_zeros(len(span_C2), vector_ID.shape[1])
+        vector_CND = vector_ID.detach()[batch.target.item_T[row_CN].long()]
+        total_CD = torch.einsum("cnd,cn->cd", vector_CND, mask_CN.to(vector_CND.dtype))
+        return total_CD / mask_CN.sum(1, keepdim=True).clamp(min=1)
 
     def _item_vectors(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """The items' vectors for the model, for its search (None: the same) and for objectives."""

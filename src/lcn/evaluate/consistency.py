@@ -315,7 +315,7 @@ def _measure(
     config: ConsistencyConfig,
     compared: _Compared,
 ) -> Consistency:
-    order, kept_share = _eligible(dataset, split, batch.lifelong, config)
+    order, kept_share = eligible(dataset, split, batch, config.least, config.limit, config.seed)
     device = next(model.parameters()).device
     found: list[Tensor] = []
     with _evaluating(model, compared.searcher), torch.inference_mode():
@@ -359,18 +359,29 @@ def _hits(model: Model, batch: Batch, config: ConsistencyConfig, compared: _Comp
     return torch.cat([shared_rows(exact_CK, found_CJ).long(), rows_C1], 1)
 
 
-def _eligible(
-    dataset: Dataset, split: Split, lifelong: int, config: ConsistencyConfig
+def eligible(
+    dataset: Dataset, split: Split, batch: BatchConfig, least: int, limit: int, seed: int
 ) -> tuple[NDArray[np.int64], float]:
-    """Impressions with enough rows, users one after the other, and their share."""
+    """Impressions with enough lifelong rows, users one after the other, and their share.
+
+    Args:
+        dataset: where the impressions are.
+        split: which of them.
+        batch: history lengths.
+        least: rows that are enough.
+        limit: impressions at most, drawn at random; 0 takes all.
+        seed: of the draw.
+    """
     samples = dataset.samples[split]
     user_S = np.asarray(samples.user_S)
     start_S = dataset.events["source"].offsets_U[user_S]
-    rows_S = np.minimum(np.asarray(samples.source_end_S) - start_S, lifelong)
-    enough = np.flatnonzero(rows_S >= max(config.least, 1))
+    rows_S = np.asarray(samples.source_end_S) - start_S
+    if not batch.overlap:
+        rows_S = np.maximum(rows_S - batch.short, 0)
+    enough = np.flatnonzero(np.minimum(rows_S, batch.lifelong) >= max(least, 1))
     share = len(enough) / len(user_S) if len(user_S) else math.nan
-    if config.limit and len(enough) > config.limit:
-        enough = np.random.default_rng(config.seed).choice(enough, config.limit, replace=False)
+    if limit and len(enough) > limit:
+        enough = np.random.default_rng(seed).choice(enough, limit, replace=False)
     return enough[np.lexsort((enough, user_S[enough]))], share
 
 

@@ -29,6 +29,8 @@ class Progress:
     batch: int = 0
     """Batches of this epoch already used."""
     step: int = 0
+    pretrained: int = 0
+    """Steps on objectives alone, counted in `step` too."""
     best_value: float | None = None
     best_step: int = 0
     without_gain: int = 0

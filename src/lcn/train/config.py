@@ -19,6 +19,10 @@ class TrainConfig(Config):
     seed: int = 0
     epochs: int = 10
     """At most; early stopping usually ends sooner."""
+    pretrain_steps: int = 0
+    """Steps on the objectives alone, at weight 1, before the first epoch and beside its steps."""
+    joint_objectives: bool = True
+    """False: objectives are for those first steps only, then clicks alone count."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     """On dense parameters only: decaying a table would touch rows that no batch touched."""
@@ -96,6 +100,25 @@ class RunConfig(Config):
             raise ValueError(
                 "model.search_table: frozen searches with item vectors that nothing trains here; "
                 "set item_vectors_from to the folder of a run on this dataset"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pretraining_has_something_to_learn(self) -> RunConfig:
+        if self.train.pretrain_steps and not self.objectives:
+            raise ValueError(
+                "train.pretrain_steps trains on objectives alone and there are none; add one (crp) "
+                "or set it to 0"
+            )
+        if self.train.pretrain_steps and self.model.stop_gradient == "objective":
+            raise ValueError(
+                "train.pretrain_steps with model.stop_gradient: objective would move nothing; set "
+                "one of them to its default"
+            )
+        if self.objectives and not self.train.joint_objectives and not self.train.pretrain_steps:
+            raise ValueError(
+                "train.joint_objectives: false without train.pretrain_steps never uses the "
+                "objectives; set pretrain_steps, or remove them"
             )
         return self
 
