@@ -1,6 +1,7 @@
 """The pyramid's switches beyond the paper: each does what it says, and nothing when it is off."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,6 +138,34 @@ def test_divergence_is_that_of_the_definition():
     assert float(divergence(teacher[:, None], teacher)) == pytest.approx(0, abs=1e-12)
     none = torch.full((2, 1, 3), -math.inf)
     assert float(divergence(none, none[:, 0])) == 0
+
+
+def test_context_fields_are_seen_or_not():
+    world = make_world((40, 40), whole=True)
+    code_TG = world.history.rows.code_TG
+
+    def out(backbone, column):
+        """The interest when one column of codes is drawn anew."""
+        other_TG = code_TG.clone()
+        if column is not None:
+            other_TG[:, column] = other_TG[torch.randperm(len(code_TG)), column]
+        rows = replace(world.history.rows, code_TG=other_TG)
+        history = replace(world.history, rows=rows)
+        return attend(backbone, replace(world, history=history)).vector_CW
+
+    hour = lap(context_fields=("hour",))
+    assert torch.equal(out(hour, None), out(hour, 0))
+    assert not torch.equal(out(hour, None), out(hour, 1))
+    alone = lap(context_fields=(), recency=False)
+    assert torch.equal(out(alone, None), out(alone, 0))
+    later = replace(world.query, time_C=world.query.time_C * 50)
+    for backbone, same in ((alone, True), (hour, False)):
+        moved = attend(backbone, replace(world, query=later)).vector_CW
+        assert torch.equal(moved, out(backbone, None)) == same
+    whole = lap(context_fields=("hour", "kind"))
+    torch.testing.assert_close(out(whole, None), out(lap(), None))
+    with pytest.raises(ConfigError, match="hour"):
+        lap(context_fields=("hours",))
 
 
 def test_switches_that_cannot_act_are_refused():

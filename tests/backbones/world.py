@@ -60,6 +60,8 @@ VARIANTS: dict[str, BackboneConfig] = {
     "lap-tied": Lap.Config(tie_msa_fsa=True, **_LAP),
     "lap-sequence": Lap.Config(fsa_query="sequence", **_LAP),
     "lap-residual": Lap.Config(fsa_residual=True, **_LAP),
+    "lap-one-field": Lap.Config(context_fields=("hour",), **_LAP),
+    "lap-item-alone": Lap.Config(context_fields=(), recency=False, **_LAP),
     "lap-time": Lap.Config(time_bias=True, **_LAP),
     "lap-recent": Lap.Config(recent_queries=3, **_LAP),
     "lap-distill": Lap.Config(distill=0.1, **_LAP),

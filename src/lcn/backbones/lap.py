@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from lcn.backbones.base import Backbone, Features, History, Interest, Level, Query, describe_level
 from lcn.backbones.pyramid import divergence, unite
 from lcn.config import Config as BaseConfig
-from lcn.errors import ConfigError
+from lcn.errors import ConfigError, nearest
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Scoring
 from lcn.ops.reference import rows_of_span, score_rows
+from lcn.schema import Field
 
 PyramidNorm = Literal["softmax", "mean", "raw", "raw_ln"]
 
@@ -75,6 +76,10 @@ class Lap(Backbone[LapState]):
         """Add W_res v and LayerNorm, as transformer decoders do."""
         tie_msa_fsa: bool = False
         """MSA ranks with FSA's projections: the mean of its heads' scores."""
+        context_fields: tuple[str, ...] | None = None
+        """Event context fields that MSA and FSA see; None: all of them."""
+        recency: bool = True
+        """Whether MSA and FSA see the time between event and request."""
         time_bias: bool = False
         """Beyond the paper: a learned number per recency bucket joins Eq. 7, so that the complete
         scope knows how old an event is (HSTU and TWIN score so)."""
@@ -92,8 +97,12 @@ class Lap(Backbone[LapState]):
         width, item_width = config.width, features.item_width
         self.recent_rows, self.distill_weight = config.recent_queries, config.distill
         self.time_bias_V = nn.Parameter(torch.zeros(RECENCY_BUCKETS)) if config.time_bias else None
+        places, fields = _chosen_fields(features, config.context_fields)
+        self._places = None if len(fields) == len(features.event_context) else places
+        sizes = [field.size for field in features.event_context]
+        self._shift = [sum(sizes[:place]) for place in places], [field.size for field in fields]
         context = ContextTable(
-            features.event_context, features.context_width, recency=True, std=features.init_std
+            fields, features.context_width, recency=config.recency, std=features.init_std
         )
         self.fsa = (
             TargetAttention(item_width, width, config.heads, context, output=False)
@@ -128,7 +137,7 @@ class Lap(Backbone[LapState]):
         """Rows are read as they are; projections are absorbed into the queries."""
         complete = history.for_both(history.rows.without_context())
         only_csa = self.msa is None and self.fsa is None
-        return LapState(complete if only_csa else history.rows, complete)
+        return LapState(complete if only_csa else self._seen(history.rows), complete)
 
     def attend(
         self, state: LapState, query: Query, span_C2: Tensor, *, levels: bool = False
@@ -242,6 +251,15 @@ class Lap(Backbone[LapState]):
         bias_CHV = self.time_bias_V.expand(len(query_CHD), 1, -1).contiguous()
         return query.for_both(Scoring(query_CHD, bias_CHV, query.time_C))
 
+    def _seen(self, rows: HistoryRows) -> HistoryRows:
+        """The rows with the context fields in use, on an axis of codes of their own."""
+        if self._places is None:
+            return rows
+        before, sizes = self._shift
+        moved = [sum(sizes[:place]) - start for place, start in enumerate(before)]
+        code_TG = rows.code_TG[:, self._places] + rows.code_TG.new_tensor(moved)
+        return replace(rows, code_TG=code_TG)
+
     def _extra(self, passing: int) -> int:
         """How many of the passing rows the second query picks."""
         return passing // 4 if self.config.recent_queries else 0
@@ -337,6 +355,20 @@ def _best(selection: Selection, rows: HistoryRows, scoring: Scoring, keep: int) 
     kept_CK = selection.pool(rows, scoring, "softmax", keep=keep).kept_CK
     assert kept_CK is not None
     return kept_CK
+
+
+def _chosen_fields(
+    features: Features, names: tuple[str, ...] | None
+) -> tuple[list[int], list[Field]]:
+    """Places and fields of the named event context, in the data's order."""
+    known = [field.name for field in features.event_context]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(
+                f"the dataset has no event context field {name!r}{nearest(name, known)}"
+            )
+    places = [place for place, name in enumerate(known) if names is None or name in names]
+    return places, [features.event_context[place] for place in places]
 
 
 def _op_norm(norm: PyramidNorm) -> Literal["softmax", "mean", "raw"]:

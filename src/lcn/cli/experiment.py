@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lcn.evaluate.tables import plain
 from lcn.experiments.names import EXPERIMENTS
 
 _PATH = click.Path(path_type=Path)
@@ -75,6 +76,8 @@ _OPTIONS = [
                  help="A setting for every row, such as batch.lifelong=2000; repeatable."),
     click.option("--k1", type=click.IntRange(min=1), help="K1 of the pyramid (paper: 200)."),
     click.option("--k2", type=click.IntRange(min=1), help="K2, and K of two stages (paper: 50)."),
+    click.option("--users", type=click.IntRange(min=100), default=8000, show_default=True,
+                 help="Users of a generated log (questions, conditions)."),
     click.option("--jobs", type=click.IntRange(min=0), default=0,
                  help="Runs at once; by default one per core."),
     click.option("--resamples", type=click.IntRange(min=2), default=1000, show_default=True),
@@ -97,10 +100,10 @@ def _command(name: str, about: str) -> click.Command:
 def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
     """Parse, call, print."""
     from lcn.cli.output import result_console
-    from lcn.experiments.record import now, numbers
+    from lcn.experiments.record import now
     from lcn.experiments.rows import Sizes
     from lcn.experiments.run import Call, run_experiments
-    from lcn.experiments.settings import SETTINGS, Options, merged
+    from lcn.experiments.settings import Options
     from lcn.experiments.show import print_record
 
     k1, k2 = given["k1"], given["k2"]
@@ -110,7 +113,8 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
         seeds=given["seeds"],
         trials=given["trials"],
         trial_epochs=given["trial_epochs"],
-        settings=merged(SETTINGS, given["settings"]),
+        extra=given["settings"],
+        users=given["users"],
         sizes=None if k1 is None else Sizes(k1, k2),
         jobs=given["jobs"],
         resamples=given["resamples"],
@@ -124,7 +128,7 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
     if given["as_json"]:
         import json
 
-        trees = [numbers(record.model_dump(mode="json")) for record in records]
+        trees = [plain(record.model_dump(mode="json")) for record in records]
         click.echo(json.dumps(trees, indent=1, allow_nan=False))
         return
     console = result_console()

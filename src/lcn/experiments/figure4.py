@@ -15,6 +15,7 @@ from lcn.data.corpus import build_corpus
 from lcn.data.dataset import Dataset
 from lcn.data.names import Names
 from lcn.errors import ConfigError, DataError
+from lcn.evaluate.tables import plain
 from lcn.experiments.clusters import measure_clusters, purity, unit_rows
 from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
 from lcn.experiments.record import (
@@ -24,7 +25,6 @@ from lcn.experiments.record import (
     ScatterPanel,
     TablePanel,
     Verdict,
-    numbers,
 )
 from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
@@ -75,7 +75,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         panels=(*panels, _table(over, fitted)),
         verdicts=_verdicts(over),
         rows=tuple(row_record(bench, each) for each in fitted),
-        data=numbers(quality),
+        data=plain(quality),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lcn.evaluate.consistency import ConsistencyRow, consistency_rows
+from lcn.evaluate.tables import plain
 from lcn.experiments.figures import (
     OverSeeds,
     exact_set,
@@ -11,7 +12,7 @@ from lcn.experiments.figures import (
     rows_of_table5,
     seeds_cell,
 )
-from lcn.experiments.record import Bar, Cell, ForestPanel, TablePanel, Verdict, numbers
+from lcn.experiments.record import Bar, Cell, ForestPanel, TablePanel, Verdict
 from lcn.experiments.rows import CRP_KNOBS, Row, Sizes
 from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
@@ -52,7 +53,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         panels=(_forest(values), _table(found, values, fitted)),
         verdicts=_verdicts(values),
         rows=tuple(row_record(bench, each) for each in fitted),
-        data=numbers({name: each.values for name, each in values.items()}),
+        data=plain({name: each.values for name, each in values.items()}),
     )
 
 
@@ -91,11 +92,8 @@ def _table(
     values: dict[str, OverSeeds],
     fitted: tuple[Fitted, ...],
 ) -> TablePanel:
-    sizes = (
-        [recall.rows for recall in next(iter(found.values()))[0][0].consistency.recall]
-        if found
-        else []
-    )
+    first = next(iter(found.values()), None)
+    sizes = [recall.rows for recall in first[0][0].consistency.recall] if first else []
     rows = []
     for name, seeds in found.items():
         for place, row in enumerate(seeds[0]):
@@ -107,8 +105,11 @@ def _table(
             chance = over_seeds([rows[place].consistency.chance for rows in seeds])
             cells = [seeds_cell(each) for each in (values[label], chance, *recalls)]
             rows.append((Cell(text=label), *cells))
-    rows += [(Cell(text=each.row.name), Cell(text="not run", detail=each.error[:160]),
-              *[Cell(text="-")] * (len(sizes) + 1)) for each in fitted if not each.runs]  # fmt: skip
+    for each in fitted:
+        if not each.runs:
+            failed = Cell(text="not run", detail=each.error[:160])
+            empty = [Cell(text="-")] * (len(sizes) + 1)
+            rows.append((Cell(text=each.row.name), failed, *empty))
     head = ["row", "consistency", "chance", *(f"recall, {size} delivered" for size in sizes)]
     return TablePanel(title="Consistency by system", head=tuple(head), rows=tuple(rows))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lcn.evaluate.consistency import sweep_k1
+from lcn.evaluate.tables import plain
 from lcn.experiments.figures import exact_set, open_runs, over_seeds, rows_of_table5, seeds_cell
-from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel, Verdict, numbers
+from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel, Verdict
 from lcn.experiments.rows import Sizes
 from lcn.experiments.runner import Bench, Told, Workers, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
@@ -69,13 +70,13 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         ),
         verdicts=tuple(_verdict(name, seeds) for name, seeds in found.items()),
         rows=tuple(row_record(bench, each) for each in fitted),
-        data=numbers({"k1": sizes, "consistency": found}),
+        data=plain({"k1": sizes, "consistency": found}),
     )  # fmt: skip
 
 
 def bench_longest(bench: Bench, sizes: tuple[int, ...]) -> int:
     """Where to draw "all rows": the configured longest history, or beyond the largest K1."""
-    settings = dict(each.split("=", 1) for each in bench.options.settings)
+    settings = dict(each.split("=", 1) for each in bench.options.all_settings)
     return max(int(settings.get("batch.lifelong", 500)), *sizes)
 
 

@@ -18,8 +18,9 @@ from lcn.backbones.base import Query
 from lcn.backbones.lap import Lap
 from lcn.data.loader import load_batches
 from lcn.evaluate.consistency import eligible
+from lcn.evaluate.tables import plain
 from lcn.experiments.figures import open_runs, over_seeds, rows_of_table5, seeds_cell
-from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel, Verdict, numbers
+from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel, Verdict
 from lcn.experiments.runner import Bench, Told, Workers, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
@@ -77,7 +78,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         ),
         verdicts=tuple(_verdict(name, claimed[name].mean) for name in curves),
         rows=tuple(row_record(bench, each) for each in fitted),
-        data=numbers({name: np.mean(each, axis=0).tolist() for name, each in curves.items()}),
+        data=plain({name: np.mean(each, axis=0).tolist() for name, each in curves.items()}),
     )  # fmt: skip
 
 

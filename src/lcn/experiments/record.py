@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -179,22 +178,6 @@ def load_record(path: Path) -> ExperimentRecord:
             f"{path} is no record of an experiment that this program can read ({error}); run the "
             "experiment again: finished runs are reused"
         ) from error
-
-
-def numbers(tree: Any) -> Any:
-    """A tree as JSON can hold it: NaN and infinities become None, NumPy numbers plain ones."""
-    if isinstance(tree, dict):
-        return {str(key): numbers(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [numbers(value) for value in tree]
-    if hasattr(tree, "item") and not isinstance(tree, str):
-        tree = tree.item()
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def text_cells(texts: Sequence[str]) -> tuple[Cell, ...]:
-    """A row of plain cells."""
-    return tuple(Cell(text=text) for text in texts)
 
 
 def number_cell(value: float, decimals: int = 4, *, sign: bool = False) -> Cell:

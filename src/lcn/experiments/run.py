@@ -71,7 +71,7 @@ def run_experiments(
                 records.append(_generated(name, datasets, options, call, root, workers, say))
                 continue
             for dataset in datasets:
-                bench = open_bench(_seen(dataset, root, options), root, options)
+                bench = open_bench(seen_dataset(dataset, root, options), root, options)
                 records.append(_recorded(name, bench, call, workers, say))
     return records
 
@@ -83,7 +83,9 @@ def quick(options: Options) -> Options:
         seeds=options.seeds[:2],
         trials=min(options.trials, 2),
         settings=merged(options.settings, QUICK),
+        planted=merged(options.planted, QUICK),
         resamples=min(options.resamples, 200),
+        users=min(options.users, 1500),
     )
 
 
@@ -97,7 +99,7 @@ def experiment_of(name: str) -> Experiment:
     return modules[name].run
 
 
-def _seen(dataset: Path, root: Path, options: Options) -> Path:
+def seen_dataset(dataset: Path, root: Path, options: Options) -> Path:
     """The dataset itself, or its quick view."""
     if not options.quick:
         return dataset
@@ -130,6 +132,7 @@ def _generated(  # the two experiments that make their own logs
     started = time.monotonic()
     module = {"conditions": conditions, "questions": questions}[name]
     finding = module.run(datasets, options, root, workers, say)
+    options = replace(options, settings=options.planted)
     record = with_origin(name, finding, None, call, time.monotonic() - started, options)
     save_record(root / "planted" / "records" / f"{_file_name(name, options)}.json", record)
     return record
@@ -166,7 +169,7 @@ def with_origin(
             licence=licence,
             seeds=options.seeds,
             trials=options.trials,
-            settings=options.settings,
+            settings=options.all_settings,
             sizes=(bench.sizes.k1, bench.sizes.k2) if bench is not None else None,
             quick=options.quick,
         ),

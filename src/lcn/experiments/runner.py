@@ -62,7 +62,7 @@ class Bench:
 
     def resolve(self, row: Row, *more: str) -> RunConfig:
         """A row's whole config here."""
-        return resolve(row, self.dataset, self.options.settings, self.sizes, *more)
+        return resolve(row, self.dataset, self.options.all_settings, self.sizes, *more)
 
 
 def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:

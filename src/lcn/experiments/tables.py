@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lcn.evaluate.bootstrap import Interval
 from lcn.evaluate.compare import Difference
-from lcn.evaluate.tables import TITLES, interval_text, p_value_text, seeds_text
+from lcn.evaluate.tables import TITLES, interval_text, p_value_text, plain, seeds_text
 from lcn.experiments import table1, table2, table3, table4, table5
 from lcn.experiments.measure import METRICS, Compared, Measured, measure
 from lcn.experiments.record import (
@@ -21,7 +21,6 @@ from lcn.experiments.record import (
     TablePanel,
     Verdict,
     number_cell,
-    numbers,
 )
 from lcn.experiments.rows import Metric, Sizes, Table
 from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows
@@ -62,7 +61,7 @@ def show(bench: Bench, table: Table, fitted: Sequence[Fitted], measured: Measure
         panels=tuple(panels),
         verdicts=tuple(_verdict(each) for each in measured.compared if each.claim),
         rows=tuple(row_record(bench, each) for each in fitted),
-        data=numbers(measured.numbers()),
+        data=plain(measured.numbers()),
     )
 
 
