@@ -17,6 +17,8 @@ from lcn.errors import ConfigError
 from lcn.model import Model, ModelConfig
 from lcn.recipes import RECIPES
 from lcn.train import RunConfig, train
+from lcn.train.config import TrainConfig
+from lcn.train.optimiser import build_optimisers
 
 SMALL = {"width": 8, "field_width": 8, "hidden": (8,), "short": {"width": 8, "heads": 2}}
 
@@ -75,7 +77,28 @@ def test_an_own_search_table_is_refused_where_nothing_searches(name, toy):
         model_of(toy, {"name": name}, search_table="own")
 
 
-@pytest.mark.parametrize("table", ["shared", "own"])
+@pytest.mark.parametrize("name", ["sim_soft", "eta", "sdim", "twin", "lap"])
+def test_a_frozen_search_table_decides_and_nothing_moves_it(name, toy):
+    model = model_of(toy, {"name": name}, search_table="frozen")
+    batch = batch_of(toy)
+    before = model.eval()(batch).interest.vector_CW
+    with torch.no_grad():
+        for table in model.search_item.embed.tables:
+            table.weight[2:] = torch.randn(table.weight[2:].shape)
+    output = model.train()(batch)
+    assert not torch.equal(output.interest.vector_CW, before)
+    # Objectives see, and move, what the model learns.
+    assert torch.equal(output.item_ID, model.item(batch.item_IF.long()))
+    (output.logit_C.sum() + output.item_ID.square().sum()).backward()
+    assert all(parameter.grad is None for parameter in model.search_item.parameters())
+    assert all(parameter.grad is not None for parameter in model.item.parameters())
+    optimisers = build_optimisers([model], TrainConfig())
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    moved = {id(parameter) for group in groups for parameter in group["params"]}
+    assert moved == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("table", ["shared", "own", "frozen"])
 @pytest.mark.parametrize("stop", ["none", "main", "objective"])
 def test_gradients_stop_where_they_are_told_to(table, stop, toy):
     model = model_of(toy, {"name": "lap"}, search_table=table, stop_gradient=stop)

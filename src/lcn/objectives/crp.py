@@ -64,6 +64,8 @@ class Crp(Objective):
         """M of the `paper` form; 0 takes one per positive."""
         warmup: int = 0
         """Steps over which the weight rises linearly from 0."""
+        decay: int = 0
+        """Steps after the warm-up over which it falls linearly to 0 again; 0 keeps it."""
 
     def __init__(self, config: Crp.Config, setup: Setup) -> None:
         super().__init__()
@@ -83,8 +85,13 @@ class Crp(Objective):
         ):
             if weight:
                 total = total + weight * self._term(first_UL, second_UL, view)
-        rise = min((view.step + 1) / config.warmup, 1.0) if config.warmup else 1.0
-        return rise * total
+        return self.share(view.step) * total
+
+    def share(self, step: int) -> float:
+        """The share of the weight that is in force at a step."""
+        config, after = self.config, max(step + 1 - self.config.warmup, 0)
+        rise = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
+        return rise * (max(1 - after / config.decay, 0.0) if config.decay else 1.0)
 
     def _term(self, first_UL: Tensor, second_UL: Tensor, view: View) -> Tensor:
         """One of L_PT, L_PS, L_PC; 0 without a positive or without a negative."""
