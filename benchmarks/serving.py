@@ -74,7 +74,11 @@ def states(n: int, candidates: int) -> list[Row]:
             name = bundle.manifest.name
             draw = np.random.default_rng(0)
 
-            def ask(scorer: Scorer = scorer, cache: StateCache = cache) -> None:
+            def ask(
+                scorer: Scorer = scorer,
+                cache: StateCache = cache,
+                draw: np.random.Generator = draw,
+            ) -> None:
                 request = Request(
                     draw.integers(1, grid.items, candidates).astype(np.int32),
                     np.ones((candidates, 0), np.int32),
@@ -123,6 +127,7 @@ def _timed(what: str, n: int, work: Callable[[], None], times: int) -> Row:
 
 
 def main() -> None:
+    """Measure and print one record a line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", default="2000")
     parser.add_argument("--candidates", type=int, default=100)

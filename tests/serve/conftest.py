@@ -17,6 +17,7 @@ from lcn.serve.store.base import BehaviourStore, Limits
 from lcn.serve.store.lmdb_store import LmdbStore
 from lcn.serve.store.redis_store import RedisStore
 
+_DEFAULT = Limits()
 Opener = Callable[..., BehaviourStore]
 
 
@@ -31,7 +32,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server of the system's packages (scripts/install-test-programs.sh)."""
     program = shutil.which("valkey-server") or shutil.which("redis-server")
     if program is None:
-        pytest.skip("no redis-server or valkey-server here; scripts/install-test-programs.sh installs one")
+        pytest.skip(
+            "no redis-server or valkey-server here; scripts/install-test-programs.sh installs one"
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,7 +62,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opene
         url = request.getfixturevalue("redis_url")
         redis.Redis.from_url(url).flushall()
 
-    def opener(limits: Limits = Limits(), fields: tuple[str, ...] = ("kind",)) -> BehaviourStore:
+    def opener(limits: Limits = _DEFAULT, fields: tuple[str, ...] = ("kind",)) -> BehaviourStore:
         if request.param == "redis":
             store: BehaviourStore = RedisStore(url, fields, limits)
         else:

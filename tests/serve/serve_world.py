@@ -53,7 +53,9 @@ def named_toy(folder: Path, **sizes: int) -> Dataset:
             path.parent.mkdir(parents=True, exist_ok=True)
             values = range(2, field.size)
             pq.write_table(
-                pa.table({"value": [f"v{n}" for n in values], "index": pa.array(values, pa.int32())}),
+                pa.table(
+                    {"value": [f"v{n}" for n in values], "index": pa.array(values, pa.int32())}
+                ),
                 path,
             )
     return dataset

@@ -95,7 +95,7 @@ def first_weight(tensors) -> str:
 def scale(tensors) -> None:
     for tensor in tensors.values():
         if tensor.is_floating_point():
-            tensor *= 1.05
+            tensor.mul_(1.05)
 
 
 MUTATIONS = {
@@ -106,15 +106,15 @@ MUTATIONS = {
     ),
     "deep manifest": (lambda f: (f / "manifest.json").write_text("[" * 10**5), "cannot read"),
     "newer format": (
-        lambda f: edit_manifest(f, lambda t: t.update(format_version=99)), "bundle format 99"
+        lambda f: edit_manifest(f, lambda t: t.update(format_version=99)),
+        "bundle format 99",
     ),
     "unknown key": (lambda f: edit_manifest(f, lambda t: t.update(surprise=1)), "surprise"),
     "bad name": (lambda f: edit_manifest(f, lambda t: t.update(name="../x")), "cannot name"),
-    "not cacheable": (
-        lambda f: edit_manifest(f, lambda t: t.update(cacheable="no")), "cacheable"
-    ),
+    "not cacheable": (lambda f: edit_manifest(f, lambda t: t.update(cacheable="no")), "cacheable"),
     "other widths": (
-        lambda f: edit_manifest(f, lambda t: t["config"].update(width=24)), "another model"
+        lambda f: edit_manifest(f, lambda t: t["config"].update(width=24)),
+        "another model",
     ),
     "other vocabulary": (
         lambda f: edit_manifest(f, lambda t: t["dataset"]["item_fields"][0].update(size=5)),
@@ -128,10 +128,12 @@ MUTATIONS = {
     ),
     "missing file": (lambda f: (f / "items.parquet").unlink(), "cannot read"),
     "missing tensor": (
-        lambda f: edit_tensors(f, lambda t: t.pop(first_weight(t))), "another model"
+        lambda f: edit_tensors(f, lambda t: t.pop(first_weight(t))),
+        "another model",
     ),
     "extra tensor": (
-        lambda f: edit_tensors(f, lambda t: t.update(more=torch.ones(2))), "another model"
+        lambda f: edit_tensors(f, lambda t: t.update(more=torch.ones(2))),
+        "another model",
     ),
     "not finite": (
         lambda f: edit_tensors(f, lambda t: t[first_weight(t)].view(-1)[3:4].fill_(float("nan"))),
@@ -143,8 +145,10 @@ MUTATIONS = {
         "outside",
     ),
     "link": (
-        lambda f: ((f / "users.parquet").rename(f.parent / "u"),
-                   (f / "users.parquet").symlink_to(f.parent / "u")),
+        lambda f: (
+            (f / "users.parquet").rename(f.parent / "u"),
+            (f / "users.parquet").symlink_to(f.parent / "u"),
+        ),
         "not a file inside",
     ),
     "escaping path": (

@@ -37,7 +37,9 @@ def test_a_person_scores_candidates_and_sees_why(browser, site, width: int) -> N
     page = browser.new_page(viewport={"width": width, "height": 844})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: request.url.startswith(site.url) or errors.append(request.url))
+    page.on(
+        "request", lambda request: request.url.startswith(site.url) or errors.append(request.url)
+    )
     page.goto(site.url)
     page.wait_for_function("document.querySelector('#items').value.split('\\n').length === 12")
     page.fill("#user", "<b>anna</b>")
@@ -45,7 +47,11 @@ def test_a_person_scores_candidates_and_sees_why(browser, site, width: int) -> N
     page.wait_for_selector("#scores li")
     assert page.locator("#scores li").count() == 12
     assert "20 events" in page.inner_text("#facts")
-    assert page.locator("#tabs button").all_inner_texts() == ["complete (8)", "median (4)", "focused (4)"]
+    assert page.locator("#tabs button").all_inner_texts() == [
+        "complete (8)",
+        "median (4)",
+        "focused (4)",
+    ]
     assert page.locator("#kept li").count() == 4
     page.click("#tabs button:first-child")
     assert page.locator("#kept li").count() == 8

@@ -76,7 +76,10 @@ def assert_same_levels(world, online, lease, row) -> None:
     time_T = batch.source.time_T
     item_T = batch.address_I[batch.source.item_T.long()]
     for ours, theirs in zip(online.levels, offline, strict=True):
-        mine = {(int(lease.view.source.rows.time_T[k]), int(lease.view.source.address_T[k]))
-                for k in ours.kept_CK[0] if k >= 0}
+        mine = {
+            (int(lease.view.source.rows.time_T[k]), int(lease.view.source.address_T[k]))
+            for k in ours.kept_CK[0]
+            if k >= 0
+        }
         expected = {(int(time_T[k]), int(item_T[k])) for k in theirs.kept_CK[0] if k >= 0}
         assert mine == expected

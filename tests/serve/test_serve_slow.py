@@ -86,7 +86,7 @@ def test_twice_saturation_is_as_useful_as_saturation() -> None:
 
 def test_a_soak_leaves_memory_flat(tmp_path, world) -> None:
     """R-46: ingest, ranking, swaps and evictions; LCN_SOAK_S seconds, 15 minutes by default."""
-    seconds = float(os.environ.get("LCN_SOAK_S", 900))
+    seconds = float(os.environ.get("LCN_SOAK_S", "900"))
     with live(tmp_path, world.bundle, cache_mib=1, audit_s=5.0) as (running, client):
         stop, failures, laps = time.monotonic() + seconds, [], []
 

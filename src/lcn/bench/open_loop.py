@@ -58,9 +58,7 @@ def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     return at_S[at_S < seconds]
 
 
-async def fire(
-    host: str, port: int, plan: Sequence[Planned], connections: int = 64
-) -> list[Shot]:
+async def fire(host: str, port: int, plan: Sequence[Planned], connections: int = 64) -> list[Shot]:
     """Send a plan; the answers in the order of departure.
 
     Args:

@@ -103,9 +103,7 @@ class ServeRecord:
     """Processes that wanted to run (1 minute) when the load began."""
 
 
-def run(
-    grid: ServeGrid, tell: Callable[[str], None] = lambda text: None
-) -> Iterator[ServeRecord]:
+def run(grid: ServeGrid, tell: Callable[[str], None] = lambda text: None) -> Iterator[ServeRecord]:
     """Start a server, find its saturation, push it as hard as asked."""
     with tempfile.TemporaryDirectory(prefix="lcn-bench-") as folder:
         tell(f"writing {len(grid.backbones)} bundles and {grid.users} histories of {grid.n:,}")
@@ -224,21 +222,15 @@ def difference(shots: Sequence[Shot], one: int, other: int, share: float) -> flo
     return 1000 * float(np.quantile(mine, share) - np.quantile(theirs, share))
 
 
-def _push(
-    grid: ServeGrid, port: int, asked: list[tuple[int, bytes]], rate: float
-) -> list[Shot]:
+def _push(grid: ServeGrid, port: int, asked: list[tuple[int, bytes]], rate: float) -> list[Shot]:
     at_S = poisson(rate, grid.seconds, grid.seed)
-    plan = [
-        Planned(float(at), *asked[number % len(asked)]) for number, at in enumerate(at_S)
-    ]
+    plan = [Planned(float(at), *asked[number % len(asked)]) for number, at in enumerate(at_S)]
     # Three of each kind first, which nobody counts.
     asyncio.run(fire("127.0.0.1", port, plan[: 3 * len(grid.backbones)]))
     return asyncio.run(fire("127.0.0.1", port, plan, connections=256))
 
 
-def _record(
-    grid: ServeGrid, load: float, saturation: float, shots: list[Shot]
-) -> ServeRecord:
+def _record(grid: ServeGrid, load: float, saturation: float, shots: list[Shot]) -> ServeRecord:
     good = [shot for shot in shots if shot.status == 200]
     away = [shot for shot in shots if shot.status in (429, 503)]
     late = sum(shot.status == 504 for shot in shots)

@@ -211,8 +211,8 @@ def serve(**options: Any) -> None:
         if record.lap_minus_sim_p50_ms is not None and record.lap_minus_sim_p50_ms_interval:
             low, high = record.lap_minus_sim_p50_ms_interval
             click.echo(
-                f"load {record.load:g}: LAP minus SIM-soft p50 {record.lap_minus_sim_p50_ms:+.2f} ms "
-                f"({low:+.2f} to {high:+.2f}), p99 {record.lap_minus_sim_p99_ms:+.2f} ms"
+                f"load {record.load:g}: LAP minus SIM-soft p50 {record.lap_minus_sim_p50_ms:+.2f} "
+                f"ms ({low:+.2f} to {high:+.2f}), p99 {record.lap_minus_sim_p99_ms:+.2f} ms"
             )
     if not options["as_json"]:
         result_console().print(table)

@@ -201,9 +201,7 @@ def _native(parts: Parts) -> APIRouter:
             moment=body.time,
             explain=body.explain,
         )
-        ranked = await rank(
-            parts, http, version, job, body.deadline_ms or parts.config.deadline_ms
-        )
+        ranked = await rank(parts, http, version, job, body.deadline_ms or parts.config.deadline_ms)
         return as_json(_rank_answer(body, ranked))
 
     @router.post("/events", response_model=EventsAnswer, dependencies=[allowed(parts, "ingest")])
@@ -263,7 +261,9 @@ def _native(parts: Parts) -> APIRouter:
         known = max(catalogue.items - 1, 0)
         draw = np.random.default_rng(seed)
         places = draw.choice(known, min(count, known), replace=False) + 1
-        items = [{"item": catalogue.key(int(at)), "title": catalogue.title(int(at))} for at in places]
+        items = [
+            {"item": catalogue.key(int(at)), "title": catalogue.title(int(at))} for at in places
+        ]
         return as_json(items)
 
     return router

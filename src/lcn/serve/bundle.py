@@ -33,15 +33,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcn import __version__
-from lcn.data.batch import Batch, Rows
+from lcn.data.batch import Batch
 from lcn.data.cache import sha256_of
-from lcn.data.loader import BatchConfig, Collator, user_order
 from lcn.data.dataset import Dataset
+from lcn.data.loader import BatchConfig, Collator, user_order
 from lcn.errors import CheckpointError, DataError, ServeError
 from lcn.evaluate.metrics import auc
 from lcn.model import Model, ModelConfig
 from lcn.schema import SPLITS, Manifest
 from lcn.serve.catalogue import Catalogue
+from lcn.serve.flat_batch import flatten, unflatten
 from lcn.serve.names import Names, read_names
 from lcn.train.checkpoint import load_weights
 from lcn.train.run import open_run
@@ -206,12 +207,14 @@ def _fill(partial: Path, parts: BundleParts, version: str | None) -> BundleManif
     model = parts.model.eval()
     with torch.inference_mode():
         logit_C = model(parts.canary).logit_C.clone()
-    weights = {name: each.detach().clone().contiguous() for name, each in model.state_dict().items()}
+    weights = {
+        name: each.detach().clone().contiguous() for name, each in model.state_dict().items()
+    }
     save_file(weights, partial / "model.safetensors")
     tables = {"item_IF": parts.item_IF, "user_UP": parts.user_UP}
     tables = {name: torch.from_numpy(np.array(each, np.int32)) for name, each in tables.items()}
     save_file(tables, partial / "tables.safetensors")
-    save_file({**_flatten(parts.canary), "logit_C": logit_C}, partial / "canary.safetensors")
+    save_file({**flatten(parts.canary), "logit_C": logit_C}, partial / "canary.safetensors")
     pq.write_table(parts.names.items, partial / "items.parquet")
     pq.write_table(parts.names.users, partial / "users.parquet")
     for (group, field), table in parts.names.values.items():
@@ -367,7 +370,7 @@ def _check_canary(bundle: Bundle) -> None:
     try:
         tensors = load_file(where / "canary.safetensors")
         expected_C = tensors.pop("logit_C")
-        batch = _unflatten(tensors)
+        batch = unflatten(tensors)
         with torch.inference_mode():
             logit_C = bundle.model(batch).logit_C
     except (OSError, SafetensorError, KeyError, TypeError, IndexError, RuntimeError) as error:
@@ -387,25 +390,6 @@ def _auc(logit_C: Tensor, label_C: Tensor) -> float | None:
     if len(set(label_C.tolist())) < 2:
         return None
     return float(auc(logit_C.double().numpy(), label_C.numpy()))
-
-
-def _flatten(batch: Batch) -> dict[str, Tensor]:
-    tensors = {}
-    for name in Batch.__slots__:
-        value = getattr(batch, name)
-        if isinstance(value, Rows):
-            tensors |= {f"{name}.{part}": getattr(value, part) for part in Rows.__slots__}
-        else:
-            tensors[name] = value
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _unflatten(tensors: dict[str, Tensor]) -> Batch:
-    plain: dict[str, Any] = {}
-    for domain in ("source", "target"):
-        parts = {part: tensors.pop(f"{domain}.{part}") for part in Rows.__slots__}
-        plain[domain] = Rows(**parts)
-    return Batch(**plain, **tensors)
 
 
 def _version_of(files: dict[str, FileFacts], config: ModelConfig) -> str:

@@ -45,7 +45,9 @@ class Catalogue:
         self._value = {place: _by_text(table) for place, table in names.values.items()}
         self._text: dict[tuple[Group, str], dict[int, str]] = {}
         self._event = {
-            name: _by_hash(table) for (group, name), table in names.values.items() if group == "event"
+            name: _by_hash(table)
+            for (group, name), table in names.values.items()
+            if group == "event"
         }
 
     def address(self, key: str) -> int:

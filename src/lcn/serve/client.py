@@ -56,7 +56,9 @@ class Client:
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 10.0) -> None:
         parts = urlsplit(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
         self._connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout)
         self._headers = {"Content-Type": "application/json"}
         if token is not None:

@@ -79,9 +79,7 @@ class Ingest:
             or (time_problem(event.arrival, now, self._earliest) if event.arrival else None)
             for event in events
         ]
-        good = [
-            event for event, problem in zip(events, problems, strict=True) if problem is None
-        ]
+        good = [event for event, problem in zip(events, problems, strict=True) if problem is None]
         ack = await self._commit(good)
         stored = iter(ack.outcomes)
         outcomes = tuple(problem or next(stored) for problem in problems)

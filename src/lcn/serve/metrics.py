@@ -45,7 +45,9 @@ class ServerMetrics:
         self.nonfinite = Counter(
             "lcn_nonfinite", "Requests whose logits were not finite.", registry=own
         )
-        self.events = Counter("lcn_events", "Events received, by outcome.", ["outcome"], registry=own)
+        self.events = Counter(
+            "lcn_events", "Events received, by outcome.", ["outcome"], registry=own
+        )
         self.store_errors = Counter(
             "lcn_store_errors", "Failed store operations.", ["operation"], registry=own
         )
@@ -54,9 +56,7 @@ class ServerMetrics:
         for name in ("queue", "state", "score"):
             self.stage.labels(name)
 
-    def watch(
-        self, models: Registry, store: BehaviourStore, pending: Callable[[], int]
-    ) -> None:
+    def watch(self, models: Registry, store: BehaviourStore, pending: Callable[[], int]) -> None:
         """Also report caches, models and the store, read when asked for."""
         self.pending.set_function(pending)
         self.registry.register(_Watched(models, store))  # type: ignore[arg-type]

@@ -173,9 +173,7 @@ def oip_router(parts: Parts) -> APIRouter:
         return as_json({"name": parts.registry.get(model, version).name, "ready": True})
 
     @router.post("/models/{model}/infer", response_model=InferAnswer, dependencies=can_rank)
-    async def infer(
-        body: InferRequest, http: Request, model: Annotated[Word, Path()]
-    ) -> Response:
+    async def infer(body: InferRequest, http: Request, model: Annotated[Word, Path()]) -> Response:
         """Score candidates for a user."""
         return await _infer(parts, body, http, model, None)
 
@@ -214,20 +212,7 @@ def _job(body: InferRequest, most: int) -> Job:
     Raises:
         HTTPException: one is missing, unknown, or of another shape.
     """
-    given = {}
-    for tensor in body.inputs:
-        if tensor.name in given:
-            raise HTTPException(400, f"input {tensor.name!r} is given twice")
-        if tensor.shape != [len(tensor.data)]:
-            raise HTTPException(
-                400, f"input {tensor.name!r} has shape {tensor.shape} but {len(tensor.data)} values"
-            )
-        wanted = int if tensor.name == "time" else str
-        if tensor.datatype != ("INT64" if wanted is int else "BYTES") or not all(
-            isinstance(value, wanted) for value in tensor.data
-        ):
-            raise HTTPException(400, f"input {tensor.name!r}: values of another type")
-        given[tensor.name] = tensor.data
+    given = _values(body)
     users, items = given.pop("user", None), given.pop("candidate", None)
     if users is None or len(users) != 1 or not _is_key(users[0]):
         raise HTTPException(400, "input 'user' names one user, 1 to 64 characters")
@@ -253,6 +238,25 @@ def _job(body: InferRequest, most: int) -> Job:
     candidates = [Candidate(item, each) for item, each in zip(items, fields, strict=True)]
     moment = None if moments is None else moments[0]
     return Job(users[0], candidates, context, profile or None, moment)
+
+
+def _values(body: InferRequest) -> dict[str, list[Any]]:
+    """The inputs by name, each of the shape and type it claims."""
+    given: dict[str, list[Any]] = {}
+    for tensor in body.inputs:
+        if tensor.name in given:
+            raise HTTPException(400, f"input {tensor.name!r} is given twice")
+        if tensor.shape != [len(tensor.data)]:
+            raise HTTPException(
+                400, f"input {tensor.name!r} has shape {tensor.shape} but {len(tensor.data)} values"
+            )
+        wanted = int if tensor.name == "time" else str
+        if tensor.datatype != ("INT64" if wanted is int else "BYTES") or not all(
+            isinstance(value, wanted) for value in tensor.data
+        ):
+            raise HTTPException(400, f"input {tensor.name!r}: values of another type")
+        given[tensor.name] = list(tensor.data)
+    return given
 
 
 def _is_key(text: str) -> bool:

@@ -122,7 +122,11 @@ class Ranker:
         self.draining = False
 
     async def rank(
-        self, job: Job, version: Version, deadline: float, clock: Callable[[], float] = time.monotonic
+        self,
+        job: Job,
+        version: Version,
+        deadline: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> Ranked:
         """Score a job before a deadline.
 
@@ -238,9 +242,7 @@ class Ranker:
         self._metrics.degraded.labels(reason).inc()
         return reason
 
-    def _request(
-        self, job: Job, version: Version, moment: int
-    ) -> tuple[Request, tuple[int, ...]]:
+    def _request(self, job: Job, version: Version, moment: int) -> tuple[Request, tuple[int, ...]]:
         """Translate the words of a job into the model's indices."""
         bundle, catalogue = version.scorer.bundle, version.scorer.bundle.catalogue
         manifest = version.manifest.dataset

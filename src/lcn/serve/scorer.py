@@ -111,9 +111,9 @@ class Scorer:
             if known is not None and not oldest:
                 return known
             source, target = state.source.view(oldest), state.target.view(oldest)
-            if known is not None and len(known.source) == len(source):
-                if len(known.target) == len(target):
-                    return known
+            lengths = (len(source), len(target))
+            if known is not None and (len(known.source), len(known.target)) == lengths:
+                return known
             with torch.inference_mode():
                 encoded = self._model.backbone.encode(source.history())
             state.encoded_bytes = encoded_bytes(encoded, state.source.storages())
@@ -160,7 +160,9 @@ class Scorer:
     def _batch(self, view: View, request: Request) -> Batch:
         """The request as the collator lays a batch out; the rows are in the view already."""
         count = len(request.address_C)
-        source_end, target_end = (part.before(request.moment) for part in (view.source, view.target))
+        source_end, target_end = (
+            part.before(request.moment) for part in (view.source, view.target)
+        )
         zero_C = torch.zeros(count, dtype=torch.int64)
         return Batch(
             item_IF=self._table.item_IF[:0],

@@ -68,9 +68,7 @@ def open_server(
     loaded = [each if isinstance(each, Bundle) else load_bundle(each) for each in bundles]
     names = [each.manifest.name for each in loaded]
     if not loaded or len(set(names)) < len(names):
-        raise ServeError(
-            f"bundles need names of their own, got {names}; export one with `--name`"
-        )
+        raise ServeError(f"bundles need names of their own, got {names}; export one with `--name`")
     if not config.bundles:
         config = config.model_copy(update={"bundles": str(loaded[0].folder.absolute().parent)})
     data_dir = Path(config.data_dir)
@@ -93,9 +91,7 @@ def open_server(
         registry, store, metrics, workers=workers, queue=config.queue, stale_s=config.stale_s,
         short=max(each.manifest.short for each in loaded),
     )  # fmt: skip
-    ingest = Ingest(
-        store, registry, metrics, earliest=config.earliest_ms, most=config.ingest_queue
-    )
+    ingest = Ingest(store, registry, metrics, earliest=config.earliest_ms, most=config.ingest_queue)
     metrics.watch(registry, store, lambda: ranker.pending)
     holder: list[Running] = []
     parts = Parts(
@@ -116,9 +112,7 @@ def close_server(running: Running) -> None:
     parts.store.close()
 
 
-def run_server(
-    running: Running, *, started: Callable[[str], None] = lambda url: None
-) -> None:
+def run_server(running: Running, *, started: Callable[[str], None] = lambda url: None) -> None:
     """Listen until SIGTERM or SIGINT, then drain and close.
 
     Args:
@@ -171,9 +165,7 @@ def background(running: Running) -> Iterator[str]:
 class _Server(uvicorn.Server):
     """Uvicorn that says it is not ready before it stops accepting."""
 
-    def __init__(
-        self, running: Running, config: ServeConfig, started: Callable[[], None]
-    ) -> None:
+    def __init__(self, running: Running, config: ServeConfig, started: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 running.app,
@@ -204,9 +196,9 @@ class _Server(uvicorn.Server):
 
 
 def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))
     except OSError as error:

@@ -25,7 +25,8 @@ class ServeConfig(Config):
     durability: Literal["always", "everysec"] = "always"
     """Of the embedded store: on disk before an acknowledgement, or at most a second later."""
     history: int = 0
-    """Events kept per user and domain; 0 keeps twice what the longest model reads, at least 2000."""
+    """Events kept per user and domain; 0 keeps twice what the longest model reads, 2000 at
+    least."""
     age_days: float = 0.0
     """Older events are forgotten; 0 keeps them."""
     earliest_ms: int = 1_104_537_600_000

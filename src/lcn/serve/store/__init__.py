@@ -1,4 +1,4 @@
-"""Where users' behaviour events live: one interface, embedded (LMDB) or networked (Redis, Valkey)."""
+"""Where users' behaviour events live: one interface, embedded (LMDB) or on a Redis server."""
 
 from __future__ import annotations
 

@@ -43,8 +43,12 @@ class StoreFolder:
                 f"{self.path} keeps the event context fields {before['fields']}, the model needs "
                 f"{list(fields)}; give another --data-dir and load the events again"
             )
-        trusted = before is None or before["closed"] or before["durability"] == "always"
-        trusted = trusted or before["boot"] == boot_id()
+        trusted = (
+            before is None
+            or before["closed"]
+            or before["durability"] == "always"
+            or before["boot"] == boot_id()
+        )
         self.database.mkdir(parents=True, exist_ok=True)
         self._facts_now: dict = {"format": FORMAT, "fields": list(fields), "durability": "always"}
         return trusted

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import lmdb
 import numpy as np
@@ -127,7 +128,7 @@ class LmdbStore:
             sequence = self._sequence
             with self._env.begin(write=True) as txn:
                 touched = _Batch(self, txn, now, sequence)
-                outcomes = tuple(touched.add(each) for each in batch)
+                outcomes: tuple[Outcome, ...] = tuple(touched.add(each) for each in batch)
                 changes = touched.finish()
                 if self._tail is not None and changes:
                     self._tail.write(Frame(touched.sequence, tuple(touched.entries())))
@@ -284,7 +285,7 @@ class _Batch:
         txn.put(key, record, db=store._events)
         cursor.set_key(key)
         kept = True
-        while cursor.count() > store._cap or cursor.value()[:8] < self._oldest:
+        while cursor.count() > store._cap or bytes(cursor.value()[:8]) < self._oldest:
             oldest = cursor.value()
             txn.delete(user + b"\0" + oldest[24:32], db=store._ids)
             cursor.delete()
@@ -329,11 +330,11 @@ def _key(user: str, letter: bytes) -> bytes:
 
 def _delete_prefix(cursor: lmdb.Cursor, prefix: bytes) -> None:
     found = cursor.set_range(prefix)
-    while found and cursor.key().startswith(prefix):
+    while found and bytes(cursor.key()).startswith(prefix):
         found = cursor.delete()
 
 
-def _take_lock(path: Path) -> object:
+def _take_lock(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:

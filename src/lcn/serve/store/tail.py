@@ -114,9 +114,9 @@ def _resume(data: bytes, at: int) -> int:
     for start in range(at + 1, len(data) - _HEAD.size):
         length, checksum = _HEAD.unpack_from(data, start)
         end = start + _HEAD.size + length
-        if 13 <= length <= _MOST and end <= len(data):
-            if zlib.crc32(data[start + _HEAD.size : end]) == checksum:
-                return start
+        plausible = 13 <= length <= _MOST and end <= len(data)
+        if plausible and zlib.crc32(data[start + _HEAD.size : end]) == checksum:
+            return start
     return len(data)
 
 
