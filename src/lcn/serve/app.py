@@ -112,7 +112,7 @@ def build_app(parts: Parts) -> FastAPI:
     app.include_router(_models(parts))
     app.include_router(oip_router(parts))
     app.include_router(_pages(parts))
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, parts.config)  # type: ignore[method-assign]
     app.add_middleware(
         Limits,
         metrics=parts.metrics,
@@ -184,7 +184,7 @@ def _native(parts: Parts) -> APIRouter:
     @router.post("/rank", response_model=RankAnswer, dependencies=[allowed(parts, "rank")])
     async def rank_candidates(body: RankRequest, http: Request) -> Response:
         """Score candidates for a user."""
-        limit = MOST_EXPLAINED if body.explain else parts.config.max_candidates
+        limit = parts.config.max_candidates
         if len(body.candidates) > limit:
             raise HTTPException(400, f"candidates: at most {limit}, got {len(body.candidates)}")
         version = parts.registry.get(body.model)
@@ -199,7 +199,7 @@ def _native(parts: Parts) -> APIRouter:
             context=body.context,
             profile=body.profile,
             moment=body.time,
-            explain=body.explain,
+            explain=MOST_EXPLAINED if body.explain else 0,
         )
         ranked = await rank(parts, http, version, job, body.deadline_ms or parts.config.deadline_ms)
         return as_json(_rank_answer(body, ranked))
@@ -237,7 +237,7 @@ def _native(parts: Parts) -> APIRouter:
         version = parts.registry.get(model)
         return as_json(await asyncio.to_thread(_state_answer, parts, version, user))
 
-    @router.delete("/users/{user:path}", response_model=DeleteAnswer, dependencies=admin)
+    @router.delete("/users/{user:path}/state", response_model=DeleteAnswer, dependencies=admin)
     async def delete_user(user: Annotated[Key, Path()]) -> Response:
         """Remove everything kept of a user."""
         return as_json({"deleted": await parts.ingest.delete(user)})
@@ -371,8 +371,8 @@ def _model_answer(parts: Parts, version: Version) -> dict[str, Any]:
     }
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The generated page, without the framework's own error that is never sent."""
+def _openapi(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
+    """The generated page with this server's limits, without an error that is never sent."""
     if app.openapi_schema is None:
         page = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes
@@ -380,8 +380,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path in page["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
-        page["components"]["schemas"].pop("HTTPValidationError", None)
-        page["components"]["schemas"].pop("ValidationError", None)
+        schemas = page["components"]["schemas"]
+        schemas.pop("HTTPValidationError", None)
+        schemas.pop("ValidationError", None)
+        most = schemas["RankRequest"]["properties"]["candidates"]
+        most["maxItems"] = min(most["maxItems"], config.max_candidates)
+        most = schemas["EventsRequest"]["properties"]["events"]
+        most["maxItems"] = min(most["maxItems"], config.max_events)
         app.openapi_schema = page
     return app.openapi_schema
 

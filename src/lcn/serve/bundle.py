@@ -187,6 +187,12 @@ def write_bundle(folder: Path, parts: BundleParts, version: str | None = None) -
                 f"{word!r} cannot name a model or version: letters, digits, '.', '_', '-', 64 at "
                 "most, beginning with a letter or digit"
             )
+    counts = (len(parts.names.items), len(parts.names.users))
+    if counts != (len(parts.item_IF), len(parts.user_UP)):
+        raise ServeError(
+            f"the dataset names {counts[0]} items and {counts[1]} users but has "
+            f"{len(parts.item_IF)} and {len(parts.user_UP)}; prepare the dataset again"
+        )
     if folder.exists():
         raise ServeError(f"{folder} exists; remove it or give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +229,7 @@ def _fill(partial: Path, parts: BundleParts, version: str | None) -> BundleManif
         pq.write_table(table, path)
     files = {}
     for path in sorted(each for each in partial.rglob("*") if each.is_file()):
+        path.chmod(0o644)  # safetensors writes for the owner alone
         _sync(path)
         facts = FileFacts(bytes=path.stat().st_size, sha256=sha256_of(path))
         files[path.relative_to(partial).as_posix()] = facts
@@ -305,7 +312,7 @@ def load_bundle(folder: Path | str) -> Bundle:
         raise CheckpointError(f"cannot read bundle {folder}: {error}") from error
     model.eval()
     _check_finite(folder, model)
-    _check_tables(folder, manifest, tables)
+    _check_tables(folder, manifest, tables, names)
     bundle = Bundle(
         folder,
         manifest,
@@ -346,13 +353,17 @@ def _check_finite(folder: Path, model: Model) -> None:
             raise CheckpointError(f"{folder}: parameter {name!r} has values that are not finite")
 
 
-def _check_tables(folder: Path, manifest: BundleManifest, tables: dict[str, Tensor]) -> None:
-    """Every index is one that the model has a row for."""
-    for name, fields in (
-        ("item_IF", manifest.dataset.item_fields),
-        ("user_UP", manifest.dataset.profile_fields),
+def _check_tables(
+    folder: Path, manifest: BundleManifest, tables: dict[str, Tensor], names: Names
+) -> None:
+    """Every index is one that the model has a row for, and every row has a name."""
+    for name, fields, named in (
+        ("item_IF", manifest.dataset.item_fields, len(names.items)),
+        ("user_UP", manifest.dataset.profile_fields, len(names.users)),
     ):
         table = tables[name]
+        if len(table) != named:
+            raise CheckpointError(f"{folder}: {name} has {len(table)} rows but {named} names")
         if table.ndim != 2 or table.shape[1] != len(fields) or table.dtype != torch.int32:
             raise CheckpointError(
                 f"{folder}: table {name} is {list(table.shape)} {table.dtype}, expected "

@@ -111,7 +111,7 @@ class Client:
 
     def delete(self, user: str) -> bool:
         """Remove a user; whether there was one."""
-        return self.call("DELETE", f"/v1/users/{quote(user, safe='')}")["deleted"]
+        return self.call("DELETE", f"/v1/users/{quote(user, safe='')}/state")["deleted"]
 
     def models(self) -> list[dict[str, Any]]:
         """The models that serve."""

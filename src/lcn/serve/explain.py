@@ -16,7 +16,8 @@ def explain(ranked: Ranked) -> Explanation:
     view = ranked.view.source
     end = view.before(ranked.moment)
     start = max(end - min(ranked.version.manifest.lifelong, MOST_EVENTS), 0)
-    candidates: list[list[LevelAnswer]] = [[] for _ in ranked.logit_C]
+    count = len(ranked.levels[0].kept_CK) if ranked.levels else 0
+    candidates: list[list[LevelAnswer]] = [[] for _ in range(count)]
     for level in ranked.levels:
         pairs = zip(level.kept_CK.tolist(), level.weight_CK.tolist(), strict=True)
         for answers, (kept_K, weight_K) in zip(candidates, pairs, strict=True):

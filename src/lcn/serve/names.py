@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -43,4 +44,17 @@ def read_names(folder: Path) -> Names:
         users = pq.read_table(folder / "users.parquet", columns=["address", "key"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read the names in {folder}: {error}") from error
-    return Names(items, users, values)
+    return Names(_by_address(items, folder), _by_address(users, folder), values)
+
+
+def _by_address(table: pa.Table, folder: Path) -> pa.Table:
+    """The table with a row for every address from 0; address 0 may be left out, it has no name."""
+    address = table["address"].to_numpy()
+    if len(address) and address[0] == 1:
+        empty = {field.name: pa.nulls(1, field.type) for field in table.schema}
+        empty["address"] = pa.array([0], table.schema.field("address").type)
+        table = pa.concat_tables([pa.table(empty, table.schema), table])
+        address = table["address"].to_numpy()
+    if not np.array_equal(address, np.arange(len(address))):
+        raise DataError(f"{folder}: addresses do not count up from 0; prepare the dataset again")
+    return table

@@ -50,7 +50,8 @@ class Job:
     """None takes the profile known from training."""
     moment: int | None = None
     """UTC milliseconds; None is now, with every event up to now."""
-    explain: bool = False
+    explain: int = 0
+    """So many candidates, the first ones, are explained."""
     cancelled: bool = False
 
 
@@ -192,17 +193,21 @@ class Ranker:
         ready = clock()
         self._metrics.stage.labels("state").observe(ready - started)
         request, unknown = self._request(job, version, moment)
-        scores = version.scorer.score(view, request, levels=job.explain)
+        scores = version.scorer.score(view, request)
         if not bool(np.isfinite(scores.logit_C).all()):
             self._metrics.nonfinite.inc()
             raise ArithmeticError(f"model {version.name} {version.version} gave non-finite logits")
+        levels: tuple[Level, ...] = ()
+        if job.explain:
+            first = request.first(job.explain)
+            levels = version.scorer.score(view, first, levels=True).levels
         spent = clock() - started
         self._metrics.stage.labels("score").observe(clock() - ready)
         with self._lock:
             self.service_s += (spent - self.service_s) * (0.05 if self.service_s else 1.0)
         return Ranked(
             scores.logit_C, version, view.version, 1000 * age, degraded, unknown, view, moment,
-            scores.levels,
+            levels,
         )  # fmt: skip
 
     def _view(

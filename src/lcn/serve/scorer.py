@@ -8,7 +8,7 @@ fields, R request fields, P profile fields.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,12 @@ class Request:
     profile_P: Int32
     moment: int
     """UTC milliseconds; only events known strictly before are seen."""
+
+    def first(self, count: int) -> Request:
+        """The same request for its first candidates."""
+        return replace(
+            self, address_C=self.address_C[:count], candidate_CA=self.candidate_CA[:count]
+        )
 
 
 @dataclass(frozen=True, slots=True)

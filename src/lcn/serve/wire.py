@@ -47,9 +47,9 @@ class RankRequest(_Wire):
     """When, UTC milliseconds; default: now. Only events known strictly before are used."""
     model: Word | None = None
     """Default: the first model the server was started with."""
-    deadline_ms: Annotated[float, Field(gt=0, le=60_000, allow_inf_nan=False)] | None = None
+    deadline_ms: Annotated[float, Field(ge=1, le=60_000, allow_inf_nan=False)] | None = None
     explain: bool = False
-    """Also say which events each level kept, for at most 20 candidates."""
+    """Also say which events each level kept, for the first 20 candidates."""
     request_id: Key | None = None
     experiment: Word | None = None
     """Given back as it is, for logs."""
@@ -82,7 +82,7 @@ class HistoryEvent(_Wire):
 
 
 class Explanation(_Wire):
-    """The lifelong history and what the levels kept of it, a list per candidate."""
+    """The lifelong history and what the levels kept of it, for each of the first 20 candidates."""
 
     history: list[HistoryEvent]
     candidates: list[list[LevelAnswer]]
@@ -118,7 +118,7 @@ class WireEvent(_Wire):
     """Names the event: one that comes again changes nothing."""
     user: Key
     item: Key
-    time: Annotated[int, Field(ge=-(2**53), le=2**62, strict=True)]
+    time: Annotated[int, Field(ge=-(2**53), le=2 * 10**18, strict=True)]
     """UTC milliseconds. Seconds, microseconds and nanoseconds are recognised and refused."""
     domain: Literal["source", "target"] = "source"
     sequence: Annotated[int, Field(ge=0, le=2**53, strict=True)] = 0
