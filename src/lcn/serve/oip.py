@@ -8,6 +8,7 @@ Source: the protocol's REST specification (KServe).
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Request
@@ -19,7 +20,9 @@ from lcn.serve.app import Parts, _FastRoute, allowed, as_json, probabilities, ra
 from lcn.serve.problems import problem
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import UnknownModel, Version
-from lcn.serve.wire import MOST_MS, Key, Word
+from lcn.serve.wire import MOST_MS, Long, Word
+
+_TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
 
 Parameters = dict[str, str | int | float | bool]
 
@@ -54,7 +57,7 @@ class InferRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    id: Key | None = None
+    id: Long | None = None
     inputs: Annotated[list[Tensor], Field(min_length=2, max_length=256)]
     outputs: Annotated[list[RequestedOutput], Field(max_length=2)] | None = None
     parameters: Parameters | None = None
@@ -216,8 +219,8 @@ def _job(body: InferRequest, most: int) -> Job:
     users, items = given.pop("user", None), given.pop("candidate", None)
     if users is None or len(users) != 1 or not _is_key(users[0]):
         raise HTTPException(400, "input 'user' names one user, 1 to 64 characters")
-    if not items or len(items) > most or not all(_is_key(item) for item in items):
-        raise HTTPException(400, f"input 'candidate' names 1 to {most} items of 64 characters")
+    if not items or len(items) > most or not all(_is_key(item, 256) for item in items):
+        raise HTTPException(400, f"input 'candidate' names 1 to {most} items, 256 characters each")
     moments = given.pop("time", None)
     if moments is not None and len(moments) != 1:
         raise HTTPException(400, "input 'time' is one moment")
@@ -259,8 +262,8 @@ def _values(body: InferRequest) -> dict[str, list[Any]]:
     return given
 
 
-def _is_key(text: str) -> bool:
-    return 1 <= len(text) <= 64 and text.isprintable()
+def _is_key(text: str, most: int = 64) -> bool:
+    return len(text) <= most and _TEXT.fullmatch(text) is not None
 
 
 def _answer(body: InferRequest, ranked: Ranked) -> dict[str, Any]:

@@ -13,7 +13,11 @@ Key = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
 ]
-"""A user, an item, an event: any text without control characters."""
+"""A user, a field: any text without control characters."""
+Long = Annotated[
+    str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
+]
+"""An item (in some logs its title), an event, a request: stores keep only a hash of them."""
 Value = Annotated[str, StringConstraints(max_length=256)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A model, a version, an experiment."""
@@ -29,7 +33,7 @@ class _Wire(BaseModel):
 class WireCandidate(_Wire):
     """An item with its candidate-only fields."""
 
-    item: Key
+    item: Long
     fields: Values = {}
 
 
@@ -37,7 +41,7 @@ class RankRequest(_Wire):
     """One user, many candidates."""
 
     user: Key
-    candidates: Annotated[list[Key | WireCandidate], Field(min_length=1, max_length=2000)]
+    candidates: Annotated[list[Long | WireCandidate], Field(min_length=1, max_length=2000)]
     """Scored independently, duplicates too; answers keep this order."""
     context: Values = {}
     """Request fields, such as the hour."""
@@ -50,7 +54,7 @@ class RankRequest(_Wire):
     deadline_ms: Annotated[float, Field(ge=1, le=60_000, allow_inf_nan=False)] | None = None
     explain: bool = False
     """Also say which events each level kept, for the first 20 candidates."""
-    request_id: Key | None = None
+    request_id: Long | None = None
     experiment: Word | None = None
     """Given back as it is, for logs."""
     arm: Word | None = None
@@ -114,10 +118,10 @@ class RankAnswer(_Wire):
 class WireEvent(_Wire):
     """One behaviour of a user."""
 
-    event_id: Key
+    event_id: Long
     """Names the event: one that comes again changes nothing."""
     user: Key
-    item: Key
+    item: Long
     time: Annotated[int, Field(ge=-(2**53), le=2 * 10**18, strict=True)]
     """UTC milliseconds. Seconds, microseconds and nanoseconds are recognised and refused."""
     domain: Literal["source", "target"] = "source"
