@@ -8,6 +8,7 @@ The whole server under load is `lcn bench serve`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import tempfile
 import time
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lcn.bench.serve import ServeGrid, prepare
+from lcn.bench.open_loop import closed_loop, post
+from lcn.bench.serve import ServeGrid, cpu_s, prepare, serving
 from lcn.serve.bundle import load_bundle
 from lcn.serve.scorer import Request, Scorer
 from lcn.serve.state_cache import StateCache
@@ -57,6 +59,38 @@ def ingest(events: int) -> list[Row]:
         rows.append(Row(f"store events/s, {level}, wall", 0, events / wall, "1/s"))
         rows.append(Row(f"store events/s, {level}, CPU", 0, events / spent, "1/s"))
     return rows
+
+
+def ingest_http(seconds: float) -> list[Row]:
+    """Events a second over HTTP, 100 in a request, four connections, level everysec."""
+    grid = ServeGrid(("lap",), n=100, items=1000, users=4)
+
+    def body(number: int) -> bytes:
+        events = [
+            {
+                "event_id": f"{number}-{k}",
+                "user": f"u{(number * 100 + k) % 1000}",
+                "item": str(k),
+                "time": 1_700_000_000_000 + number,
+                "context": {"behaviour": "v2"},
+            }
+            for k in range(100)
+        ]
+        return post("/v1/events", json.dumps({"events": events}).encode())
+
+    made = [body(number) for number in range(4000)]
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = prepare(grid, Path(folder))
+        with serving(bundles, Path(folder) / "data", grid) as (process, port):
+            before = cpu_s(process.pid)
+            rate = asyncio.run(
+                closed_loop("127.0.0.1", port, lambda at: made[at % len(made)], 4, seconds)
+            )
+            spent = cpu_s(process.pid) - before
+    return [
+        Row("HTTP events/s, everysec, wall", 0, 100 * rate, "1/s"),
+        Row("HTTP events/s, everysec, CPU", 0, 100 * rate * seconds / spent, "1/s"),
+    ]
 
 
 def states(n: int, candidates: int) -> list[Row]:
@@ -134,7 +168,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = ingest(arguments.events)
+    rows = ingest(arguments.events) + ingest_http(5.0)
     for n in arguments.n.split(","):
         rows += states(int(n), arguments.candidates)
     for row in rows:

@@ -119,10 +119,10 @@ def run(grid: ServeGrid, tell: Callable[[str], None] = lambda text: None) -> Ite
                 raise ServeError("the server answered nothing in four seconds")
             for load in grid.loads:
                 tell(f"load {load:g}: {load * saturation:.0f} requests/s for {grid.seconds:g} s")
-                wanted, before = os.getloadavg()[0], _cpu_s(process.pid)
+                wanted, before = os.getloadavg()[0], cpu_s(process.pid)
                 shots = _push(grid, port, asked, load * saturation)
                 record = _record(grid, load, saturation, shots)
-                spent = _cpu_s(process.pid) - before
+                spent = cpu_s(process.pid) - before
                 yield replace(
                     record,
                     server_cpu_ms=1000 * spent / max(sum(s.status == 200 for s in shots), 1),
@@ -321,7 +321,8 @@ def _rss_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -13,6 +13,7 @@ from lcn.serve.store.records import hash_text, hash_texts
 
 Int32 = NDArray[np.int32]
 _REMEMBERED = 1 << 20
+"""Keys whose address needs no hashing any more; unknown ones are never among them."""
 
 
 class Catalogue:
@@ -55,7 +56,7 @@ class Catalogue:
         found = self._address.get(key)
         if found is None:
             found = int(self.addresses(np.array([hash_text(key)], np.uint64))[0])
-            if len(self._address) < _REMEMBERED:
+            if found != self.items and len(self._address) < _REMEMBERED:
                 self._address[key] = found
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import orjson
@@ -42,6 +43,16 @@ def problem(
     )
 
 
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What a path takes, over all routes; each route knows its own methods only."""
+    found = set()
+    for template, operations in app.openapi()["paths"].items():
+        parts = re.split(r"\{\w+\}", template)
+        if re.fullmatch("[^/]+".join(map(re.escape, parts)), path):
+            found |= {name.upper() for name in operations}
+    return sorted(found) or ["GET"]
+
+
 def install(app: FastAPI) -> None:
     """Turn the program's errors into answers."""
 
@@ -53,7 +64,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(app, request.url.path))
+        return problem(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(UnknownModel)
     async def unknown(request: Request, error: UnknownModel) -> Response:

@@ -13,7 +13,7 @@ Key = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
 ]
-"""A user, a field: any text without control characters."""
+"""A user: any text without control characters."""
 Long = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
 ]
@@ -21,7 +21,9 @@ Long = Annotated[
 Value = Annotated[str, StringConstraints(max_length=256)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A model, a version, an experiment."""
-Values = Annotated[dict[Key, Value], Field(max_length=64)]
+Name = Annotated[str, StringConstraints(max_length=64)]
+"""Of a field; names that the model does not have are ignored."""
+Values = Annotated[dict[Name, Value], Field(max_length=64)]
 Moment = Annotated[int, Field(ge=0, le=MOST_MS, strict=True)]
 """UTC milliseconds."""
 

@@ -89,7 +89,7 @@ def pack(event: Event, fields: Sequence[str]) -> Packed:
         known,
         event.time,
         event.sequence,
-        hash_text(event.event_id),
+        hash_text.__wrapped__(event.event_id),  # never asked for again: not worth remembering
         hash_text(event.item),
         *context,
     )
