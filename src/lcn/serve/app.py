@@ -118,6 +118,7 @@ def build_app(parts: Parts) -> FastAPI:
         metrics=parts.metrics,
         max_bytes=parts.config.max_body_bytes,
         timeout_s=parts.config.body_timeout_s,
+        busy=lambda: parts.ranker.hopeless(parts.config.deadline_ms / 1000),
     )
     return app
 

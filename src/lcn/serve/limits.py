@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lcn.serve.metrics import ServerMetrics
-from lcn.serve.problems import problem
+from lcn.serve.problems import overloaded, problem
+from lcn.serve.ranker import Overloaded
 
 STARTED = "lcn.started"
 """Where a request's arrival (monotonic seconds) stands in its scope."""
@@ -23,12 +26,18 @@ class Limits:
         metrics: counted here.
         max_bytes: of a body.
         timeout_s: for a whole body to arrive.
+        busy: why a ranking request would be turned away now, None when it would not.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: ServerMetrics, max_bytes: int, timeout_s: float
+        self,
+        app: ASGIApp,
+        metrics: ServerMetrics,
+        max_bytes: int,
+        timeout_s: float,
+        busy: Callable[[], Overloaded | None],
     ) -> None:
-        self._app, self._metrics = app, metrics
+        self._app, self._metrics, self._busy = app, metrics, busy
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,6 +66,9 @@ class Limits:
         if refused is not None:
             refused.headers["Connection"] = "close"
             await refused(scope, receive, counted)
+        elif _ranks(scope) and (busy := self._busy()) is not None:
+            scope["route"] = _Path("/v1/rank" if scope["path"] == "/v1/rank" else "infer")
+            await overloaded(busy, self._metrics)(scope, receive, counted)
         elif body is not None and body["type"] == "http.disconnect":
             return
         else:
@@ -90,6 +102,18 @@ class Limits:
             size += len(parts[-1])
             if size > self._max_bytes or not message.get("more_body"):
                 return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """Stands for the route of a request that never reached one."""
+
+    path: str
+
+
+def _ranks(scope: Scope) -> bool:
+    path = scope["path"]
+    return scope["method"] == "POST" and (path == "/v1/rank" or path.endswith("/infer"))
 
 
 def _replay(body: Message | None, receive: Receive) -> Receive:

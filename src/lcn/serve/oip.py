@@ -20,7 +20,7 @@ from lcn.serve.app import Parts, _FastRoute, allowed, as_json, probabilities, ra
 from lcn.serve.problems import problem
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import UnknownModel, Version
-from lcn.serve.wire import MOST_MS, Long, Word
+from lcn.serve.wire import Long, Moment, Whole, Word
 
 _TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
 
@@ -33,11 +33,12 @@ class Tensor(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=2000)]], Field(min_length=1, max_length=1)]
+    shape: Annotated[
+        list[Annotated[Whole, Field(ge=0, le=2000)]], Field(min_length=1, max_length=1)
+    ]
     datatype: Literal["BYTES", "INT64"]
     data: Annotated[
-        list[Annotated[str, Field(max_length=256)]]
-        | list[Annotated[int, Field(ge=0, le=MOST_MS, strict=True)]],
+        list[Annotated[str, Field(max_length=256)]] | list[Moment],
         Field(max_length=2000),
     ]
     parameters: Parameters | None = None

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from lcn.errors import CheckpointError, ServeError, StoreError
+from lcn.serve.metrics import ServerMetrics
 from lcn.serve.ranker import Late, Overloaded
 from lcn.serve.registry import UnknownModel
 
@@ -41,6 +42,14 @@ def problem(
     return Response(
         orjson.dumps(body), status, headers=dict(headers or {}), media_type="application/json"
     )
+
+
+def overloaded(error: Overloaded, metrics: ServerMetrics) -> Response:
+    """A request turned away, counted."""
+    metrics.rejected.labels(error.reason).inc()
+    text = f"turned away ({error.reason}); come again in {error.retry_after} s"
+    status = 503 if error.reason == "draining" else 429
+    return problem(status, text, headers={"Retry-After": str(error.retry_after)})
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
@@ -74,11 +83,8 @@ def install(app: FastAPI) -> None:
         return problem(404, str(error))
 
     @app.exception_handler(Overloaded)
-    async def overloaded(request: Request, error: Overloaded) -> Response:
-        app.state.metrics.rejected.labels(error.reason).inc()
-        text = f"turned away ({error.reason}); come again in {error.retry_after} s"
-        status = 503 if error.reason == "draining" else 429
-        return problem(status, text, headers={"Retry-After": str(error.retry_after)})
+    async def busy(request: Request, error: Overloaded) -> Response:
+        return overloaded(error, app.state.metrics)
 
     @app.exception_handler(Late)
     async def late(request: Request, error: Late) -> Response:

@@ -158,6 +158,18 @@ class Ranker:
             raise Late("score")
         return ranked
 
+    def hopeless(self, left: float) -> Overloaded | None:
+        """Whether a request with so many seconds left would be turned away now.
+
+        Asked before a request is even parsed: at twice saturation, parsing what is then refused
+        would cost a fifth of the useful work.
+        """
+        try:
+            self._admit(left)
+        except Overloaded as refusal:
+            return refusal
+        return None
+
     def close(self) -> None:
         """Wait for what runs."""
         self._pool.shutdown(wait=True, cancel_futures=True)

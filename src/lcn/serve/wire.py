@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MOST_MS = 2**53
 """Times beyond are not exact in JSON."""
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 3.0 is an integer there."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
 
 Key = Annotated[
     str,
@@ -24,7 +32,7 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Name = Annotated[str, StringConstraints(max_length=64)]
 """Of a field; names that the model does not have are ignored."""
 Values = Annotated[dict[Name, Value], Field(max_length=64)]
-Moment = Annotated[int, Field(ge=0, le=MOST_MS, strict=True)]
+Moment = Annotated[Whole, Field(ge=0, le=MOST_MS)]
 """UTC milliseconds."""
 
 
@@ -124,10 +132,10 @@ class WireEvent(_Wire):
     """Names the event: one that comes again changes nothing."""
     user: Key
     item: Long
-    time: Annotated[int, Field(ge=-(2**53), le=2 * 10**18, strict=True)]
+    time: Annotated[Whole, Field(ge=-(2**53), le=2 * 10**18)]
     """UTC milliseconds. Seconds, microseconds and nanoseconds are recognised and refused."""
     domain: Literal["source", "target"] = "source"
-    sequence: Annotated[int, Field(ge=0, le=2**53, strict=True)] = 0
+    sequence: Annotated[Whole, Field(ge=0, le=2**53)] = 0
     """Order among events of one time."""
     arrival: Moment | None = None
     """When the event became known, where that is later than its time."""
