@@ -130,7 +130,7 @@ _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 def allowed(parts: Parts, scope: Scope) -> Any:
     """A dependency: the request may do what a scope allows."""
 
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         if parts.tokens is None:
             return
         if given is None:

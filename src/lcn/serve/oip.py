@@ -20,7 +20,7 @@ from lcn.serve.app import Parts, _FastRoute, allowed, as_json, probabilities, ra
 from lcn.serve.problems import problem
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import UnknownModel, Version
-from lcn.serve.wire import Long, Moment, Whole, Word
+from lcn.serve.wire import Long, Moment, Size, Word
 
 _TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
 
@@ -33,9 +33,7 @@ class Tensor(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
-    shape: Annotated[
-        list[Annotated[Whole, Field(ge=0, le=2000)]], Field(min_length=1, max_length=1)
-    ]
+    shape: Annotated[list[Size], Field(min_length=1, max_length=1)]
     datatype: Literal["BYTES", "INT64"]
     data: Annotated[
         list[Annotated[str, Field(max_length=256)]] | list[Moment],

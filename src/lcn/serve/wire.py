@@ -15,8 +15,6 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
-
 Key = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
@@ -32,8 +30,9 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Name = Annotated[str, StringConstraints(max_length=64)]
 """Of a field; names that the model does not have are ignored."""
 Values = Annotated[dict[Name, Value], Field(max_length=64)]
-Moment = Annotated[Whole, Field(ge=0, le=MOST_MS)]
+Moment = Annotated[int, Field(ge=0, le=MOST_MS, strict=True), BeforeValidator(_whole)]
 """UTC milliseconds."""
+Size = Annotated[int, Field(ge=0, le=2000, strict=True), BeforeValidator(_whole)]
 
 
 class _Wire(BaseModel):
@@ -132,10 +131,10 @@ class WireEvent(_Wire):
     """Names the event: one that comes again changes nothing."""
     user: Key
     item: Long
-    time: Annotated[Whole, Field(ge=-(2**53), le=2 * 10**18)]
+    time: Annotated[int, Field(ge=-(2**53), le=2 * 10**18, strict=True), BeforeValidator(_whole)]
     """UTC milliseconds. Seconds, microseconds and nanoseconds are recognised and refused."""
     domain: Literal["source", "target"] = "source"
-    sequence: Annotated[Whole, Field(ge=0, le=2**53)] = 0
+    sequence: Annotated[int, Field(ge=0, le=2**53, strict=True), BeforeValidator(_whole)] = 0
     """Order among events of one time."""
     arrival: Moment | None = None
     """When the event became known, where that is later than its time."""
