@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 RECENT = 500
 """Newest events of a history that the probe reads."""
+_MEASURED: tuple[Split, Split] = ("validation", "test")
 _PRIOR = 20.0
 """Impressions' worth of the mean click rate that every count starts with."""
 
@@ -112,8 +113,8 @@ def read_facts(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> LogF
 
 def run_probe(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> Probe:
     """Count on training, weigh the counts on validation, measure on test."""
-    features = {split: _features(dataset, split) for split in ("validation", "test")}
-    label = {split: np.asarray(dataset.samples[split].label_S) for split in features}
+    features = {split: _features(dataset, split) for split in _MEASURED}
+    label = {split: np.asarray(dataset.samples[split].label_S) for split in _MEASURED}
     scores = {}
     for kind, columns in (("target", slice(0, -2)), ("both", slice(0, None))):
         weight_X = fit_logistic(features["validation"][:, columns], label["validation"])

@@ -56,7 +56,9 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
     for each in fitted_ok(fitted):
         quality[each.row.name] = {}
         for number, opened in enumerate(open_runs(bench, each)):
-            items = {domain: labelled_items(opened.dataset, domain) for domain in DOMAINS}
+            items: dict[Domain, Labelled] = {
+                domain: labelled_items(opened.dataset, domain) for domain in DOMAINS
+            }
             _measure(opened, items, quality[each.row.name])
             if number == 0:
                 panels += [
