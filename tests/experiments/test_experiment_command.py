@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from experiments_bench import TINY
+from experiments_bench import TINY, InProcess
 
 from lcn.cli import cli
 from lcn.experiments.names import EXPERIMENTS
@@ -37,18 +37,17 @@ def test_k1_without_k2(tmp_path):
     assert result.exit_code == 2 and "together" in result.output
 
 
-def test_a_table_from_the_command_line(little, tmp_path):
+def test_a_table_from_the_command_line(little, tmp_path, monkeypatch):
+    monkeypatch.setattr("lcn.experiments.runner.Workers", lambda jobs: InProcess())
     settings = [part for each in TINY for part in ("--set", each)]
     given = ["experiment", "table1", str(little.folder), "--rows", "w/o CRP", "--trials", "1",
              "--seeds", "0,3", "--k1", "12", "--k2", "4", "--jobs", "1", "--resamples", "10",
-             "--store", str(tmp_path), "--json", *settings]  # fmt: skip
-    script = "import sys; from lcn.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *given], capture_output=True, text=True, check=True
-    )
+             "--store", str(tmp_path), *settings]  # fmt: skip
+    done = CliRunner().invoke(cli, [*given, "--json"])
+    assert done.exit_code == 0, done.output
     (record,) = json.loads(done.stdout)
     assert record["origin"]["seeds"] == [0, 3]
     assert [row["name"] for row in record["rows"]] == ["no lifelong", "SIM Soft", "w/o CRP"]
     assert "validation AUC" in done.stderr
-    plain = CliRunner().invoke(cli, given[: given.index("--json")] + settings)
+    plain = CliRunner().invoke(cli, given)
     assert plain.exit_code == 0 and "Paired differences" in plain.output

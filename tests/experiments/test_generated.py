@@ -77,6 +77,8 @@ def planted_options(**more):
 
 
 def test_conditions_relate_gains_to_dials_and_facts(little_logs, tmp_path, monkeypatch):
+    pair = conditions.table().select([conditions.LAP])
+    monkeypatch.setattr(conditions, "table", lambda: pair)
     monkeypatch.setattr(conditions, "DIALS", {"rho": (0.0, 0.9), "noise_share": (0.2,)})
     monkeypatch.setattr(conditions, "BASE", {**conditions.BASE, "source_events": 15})
     call = Call(command="lcn experiment conditions", now=now())
@@ -99,7 +101,7 @@ def test_conditions_relate_gains_to_dials_and_facts(little_logs, tmp_path, monke
 
 
 def test_questions_answer_all_three(little_logs, little, tmp_path, monkeypatch):
-    monkeypatch.setattr(questions, "LENGTHS", (5, 10, 40))
+    monkeypatch.setattr(questions, "LENGTHS", (5, 40))
     monkeypatch.setattr(questions, "SHARES", (0.0, 0.5))
     monkeypatch.setattr(questions, "LONG", {"source_events": 30})
     call = Call(command="lcn experiment questions", now=now())

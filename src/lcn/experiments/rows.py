@@ -45,6 +45,12 @@ CRP_KNOBS = (
     knob("objectives.0.temperature", 0.05, 0.1, 0.2, 0.5, name="crp temperature"),
     knob("objectives.0.warmup", 0, 200, name="crp warm-up"),
 )
+PRETRAINED = ("train.pretrain_steps=200", "train.joint_objectives=false")
+"""CRP first, then clicks alone: the same head start can be given to every backbone."""
+PRETRAINING_KNOBS = (
+    knob("objectives.0.temperature", 0.05, 0.1, 0.2, 0.5, name="crp temperature"),
+    knob("train.pretrain_steps", 100, 200, 400, name="pre-training steps"),
+)
 RIVAL_WEIGHTS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 

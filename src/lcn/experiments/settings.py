@@ -89,5 +89,5 @@ def merged(settings: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-QUICK_USERS = 2000
+QUICK_USERS = 1000
 """Users whose impressions a quick look keeps."""
