@@ -62,6 +62,9 @@ class Crp(Objective):
         weight_pc: float = 1.0
         negatives: int = 0
         """M of the `paper` form; 0 takes one per positive."""
+        pairs: int = 1
+        """Positive pairs of each type that a user gives per batch; only other users' pairs are
+        their negatives."""
         warmup: int = 0
         """Steps over which the weight rises linearly from 0."""
         decay: int = 0
@@ -95,7 +98,10 @@ class Crp(Objective):
 
     def _term(self, first_UL: Tensor, second_UL: Tensor, view: View) -> Tensor:
         """One of L_PT, L_PS, L_PC; 0 without a positive or without a negative."""
-        pairs = draw_pairs(first_UL, second_UL, view)
+        repeats = (self.config.pairs, 1)
+        first_PL = first_UL.repeat(repeats)
+        second_PL = first_PL if second_UL is first_UL else second_UL.repeat(repeats)
+        pairs = draw_pairs(first_PL, second_PL, view)
         if not pairs.valid_U.any():
             return view.zero()
         if self.config.form != "paper":
@@ -120,8 +126,9 @@ class Crp(Objective):
         key_I = view.item_keys()
         x_key_V, y_key_V = key_I[first_V], key_I[second_V]
         same_VV = (x_key_V[:, None] == y_key_V) | (y_key_V[:, None] == y_key_V)
-        # Each user stands here once, so the diagonal is "the same user"; its keys are equal too.
-        allowed_VV = ~same_VV
+        users = len(valid_U) // self.config.pairs
+        user_V = torch.arange(len(valid_U), device=valid_U.device)[valid_U] % users
+        allowed_VV = ~(same_VV | (user_V[:, None] == user_V))
         has_negative_V = allowed_VV.any(1)
         logit_VV = (x_VD @ y_VD.T / tau)[has_negative_V]
         allowed_VV, positive_V = allowed_VV[has_negative_V], positive_V[has_negative_V]
