@@ -80,7 +80,7 @@ def lcn(dataset: str) -> RunConfig:
 
 def lcn_paper(dataset: str) -> RunConfig:
     """LCN as the paper writes CRP: shared negatives, no positive in the denominator."""
-    return _plus(lap(dataset), "lcn_paper", Crp.Config(form="paper", weight=0.01))
+    return _plus(lap(dataset), "lcn_paper", Crp.Config(form="paper", weight=0.001, temperature=0.1, pairs=1))
 
 
 def csa_crp(dataset: str) -> RunConfig:

@@ -56,8 +56,10 @@ def _beyond() -> tuple[Row, ...]:
             beyond=True),
         Row("CRP fades out", "lcn", _objective("decay=400"), CRP_KNOBS, beyond=True),
         Row("CRP first, then clicks alone", "lcn", PRETRAINED, PRETRAINING_KNOBS, beyond=True),
-        Row("CRP first, then both", "lcn", PRETRAINED[:1], (*CRP_KNOBS, PRETRAINING_KNOBS[1]),
+        Row("CRP first, then both", "lcn", PRETRAINED[:1], (*CRP_KNOBS[:2], PRETRAINING_KNOBS[1]),
             beyond=True),
+        Row("cosine search", "lcn", ("model.search_metric=cosine",), CRP_KNOBS, beyond=True),
+        Row("temperature .1", "lcn", _objective("temperature=0.1"), CRP_KNOBS[:1], beyond=True),
     )  # fmt: skip
 
 
