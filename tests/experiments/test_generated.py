@@ -131,4 +131,10 @@ def test_experiments_without_their_dataset_say_so(tmp_path):
         run_experiments(["table1"], [], tiny(), call, root=tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'table1'"):
         run_experiments(["tabel1"], [], tiny(), call, root=tmp_path)
-    assert replace(tiny(), extra=("model.width=16",)).all_settings[0] == "model.width=16"
+
+
+def test_settings_are_by_dataset_and_the_users_win():
+    options = replace(tiny(), planted=("model.width=4",), extra=("model.width=16",))
+    assert options.settings_for("movielens-1m")[0] == "model.width=16"
+    assert options.settings_for("synthetic") == ("model.width=16",)
+    assert replace(options, extra=()).settings_for("synthetic") == ("model.width=4",)

@@ -92,7 +92,7 @@ def run(
         say: told of finished runs.
     """
     del datasets
-    options = replace(options, settings=options.planted, sizes=options.sizes or SIZES)
+    options = replace(options, sizes=options.sizes or SIZES)
     points, seen = [], {}
     for dial, value, config in grid(options):
         folder = planted_dataset(config, root)

@@ -55,7 +55,7 @@ def run(
         say: told of finished runs.
     """
     parts = [_on_dataset(dataset, options, root, workers, say) for dataset in datasets]
-    planted = replace(options, settings=options.planted, sizes=options.sizes or Sizes(100, 30))
+    planted = replace(options, sizes=options.sizes or Sizes(100, 30))
     parts.append(_long(planted, root, workers, say))
     parts.append(_shared(planted, root, workers, say))
     return Finding(

@@ -132,7 +132,6 @@ def _generated(  # the two experiments that make their own logs
     started = time.monotonic()
     module = {"conditions": conditions, "questions": questions}[name]
     finding = module.run(datasets, options, root, workers, say)
-    options = replace(options, settings=options.planted)
     record = with_origin(name, finding, None, call, time.monotonic() - started, options)
     save_record(root / "planted" / "records" / f"{_file_name(name, options)}.json", record)
     return record
@@ -169,7 +168,7 @@ def with_origin(
             licence=licence,
             seeds=options.seeds,
             trials=options.trials,
-            settings=options.all_settings,
+            settings=bench.settings if bench is not None else options.settings_for("synthetic"),
             sizes=(bench.sizes.k1, bench.sizes.k2) if bench is not None else None,
             quick=options.quick,
         ),

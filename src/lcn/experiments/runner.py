@@ -58,11 +58,13 @@ class Bench:
     name: str
     store: Store
     options: Options
+    settings: tuple[str, ...]
+    """Of every row here."""
     sizes: Sizes
 
     def resolve(self, row: Row, *more: str) -> RunConfig:
         """A row's whole config here."""
-        return resolve(row, self.dataset, self.options.all_settings, self.sizes, *more)
+        return resolve(row, self.dataset, self.settings, self.sizes, *more)
 
 
 def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:
@@ -72,8 +74,9 @@ def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:
         DataError: no finished dataset there.
     """
     manifest = open_dataset(dataset).manifest
-    sizes = options.sizes_for(manifest.name)
-    return Bench(str(dataset), manifest.name, open_store(root, manifest), options, sizes)
+    name, store = manifest.name, open_store(root, manifest)
+    settings, sizes = options.settings_for(name), options.sizes_for(name)
+    return Bench(str(dataset), name, store, options, settings, sizes)
 
 
 def fit_rows(

@@ -56,7 +56,7 @@ class Options:
     settings: tuple[str, ...] = SETTINGS
     """Alike for every row; see the module."""
     planted: tuple[str, ...] = PLANTED_SETTINGS
-    """Alike for every row on a generated log."""
+    """Alike for every row on a generated log (a dataset called `synthetic`)."""
     extra: tuple[str, ...] = ()
     """Settings that override those, given by the user."""
     users: int = 8000
@@ -71,10 +71,10 @@ class Options:
     rows: tuple[str, ...] = ()
     beyond: bool = False
 
-    @property
-    def all_settings(self) -> tuple[str, ...]:
-        """Settings with the user's own on top."""
-        return merged(self.settings, self.extra)
+    def settings_for(self, dataset: str) -> tuple[str, ...]:
+        """Settings of every row on a dataset of this name, the user's own on top."""
+        planted = dataset == "synthetic"
+        return merged(self.planted if planted else self.settings, self.extra)
 
     def sizes_for(self, dataset: str) -> Sizes:
         """K1 and K2 for a dataset of this name."""

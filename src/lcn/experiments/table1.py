@@ -54,6 +54,7 @@ def _beyond() -> tuple[Row, ...]:
             beyond=True),
         Row("own negatives per anchor", "lcn", _objective("form=anchored"), CRP_KNOBS,
             beyond=True),
+        Row("eight pairs per user", "lcn", _objective("pairs=8"), CRP_KNOBS, beyond=True),
         Row("CRP fades out", "lcn", _objective("decay=400"), CRP_KNOBS, beyond=True),
         Row("CRP first, then clicks alone", "lcn", PRETRAINED, PRETRAINING_KNOBS, beyond=True),
         Row("CRP first, then both", "lcn", PRETRAINED[:1], (*CRP_KNOBS[:2], PRETRAINING_KNOBS[1]),
