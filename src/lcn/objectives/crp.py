@@ -57,14 +57,14 @@ class Crp(Objective):
         """λ_CRP."""
         form: Literal["paper", "anchored", "infonce"] = "infonce"
         temperature: float = 1.0
-        """τ. Where a user's items are only a little likelier to meet than any others, a small τ makes
-        equal directions of all vectors the best answer (docs/models/crp.md)."""
+        """τ. Where a user's items are only a little likelier to meet than any others, a small τ
+        makes equal directions of all vectors the best answer (docs/models/crp.md)."""
         weight_pt: float = 1.0
         weight_ps: float = 1.0
         weight_pc: float = 1.0
         negatives: int = 0
         """M of the `paper` form; 0 takes one per positive."""
-        pairs: int = 4
+        pairs: int = 8
         """Positive pairs of each type that a user gives per batch; only other users' pairs are
         their negatives."""
         warmup: int = 0
