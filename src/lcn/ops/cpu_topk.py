@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from lcn.ops.cpu_blocks import padded
-from lcn.ops.lane_steps import bits_float, count_lanes, float_bits
+from lcn.ops.lane_steps import bits_float, count_lanes, float_bits, lowest_bit, mask_lanes
 from lcn.ops.lanes import LANE, kernel
 
 _LOWEST = np.int32(-(2**31))
 _BUCKETS = 256
+STRIDE = 4 * LANE
+"""Keys that are compared together; scratch is padded to a multiple."""
 
 
 @kernel
@@ -19,19 +21,22 @@ def _order_keys(score_N, count, key_N):
     """Integers that order like the scores; the lowest integer for -inf, NaN and padding.
 
     Returns:
-        How many scores are real.
+        How many scores are real, and the lowest and the highest key of those.
     """
-    real = 0
+    real, low, high = np.int32(0), np.int32(2**31 - 1), _LOWEST
     for n in range(count):
         bits = float_bits(score_N[n])
-        key = bits if bits >= 0 else np.int32(bits ^ np.int32(0x7FFFFFFF))
+        key = np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
         # -0.0 and 0.0 tie.
         key = np.int32(0) if key == np.int32(-1) else key
         alive = score_N[n] > -np.inf
-        key_N[n] = key if alive else _LOWEST
-        real += alive
-    key_N[count : padded(count, LANE)] = _LOWEST
-    return real
+        key = key if alive else _LOWEST
+        key_N[n] = key
+        high = max(high, key)
+        low = min(low, key if alive else np.int32(2**31 - 1))
+        real += np.int32(alive)
+    key_N[count : padded(count, STRIDE)] = _LOWEST
+    return np.int64(real), np.int64(low), np.int64(high)
 
 
 @kernel
@@ -49,16 +54,14 @@ def _middle(low, high):
 
 
 @kernel
-def _threshold(key_N, count, real, k):
-    """A key with at least k keys from it on, and whether that is few enough to sort them all."""
-    low, high = np.int64(2**31 - 1), np.int64(_LOWEST)
-    for n in range(count):
-        key = np.int64(key_N[n])
-        low = min(low, key if key != _LOWEST else low)
-        high = max(high, key)
-    groups = padded(count, LANE) // LANE
-    found, tries = np.int64(real), 0
-    while low < high and found > k + k // 4:
+def _threshold(key_N, count, bounds, k):
+    """A key with at least k keys from it on, and whether that is few enough to sort them all.
+
+    `bounds` holds the number of real keys, the lowest and the highest of them.
+    """
+    found, low, high = bounds
+    groups, tries, few = padded(count, LANE) // LANE, 0, k + k // 4
+    while low < high and found > few:
         # Halving the integers ends after 32 steps whatever the scores are.
         middle = _middle(low, high) if tries < 16 else low + (high - low + 1) // 2
         tries += 1
@@ -67,29 +70,45 @@ def _threshold(key_N, count, real, k):
             low, found = middle, here
         else:
             high = middle - 1
-    return np.int32(low), found <= k + k // 4
+    return np.int32(low), found <= few
 
 
 @kernel
-def _sort(word_N, count, spare_N):
-    """Sort words upwards: into buckets by value, then each past its few larger neighbours."""
+def _buckets(word_N, count, bucket_N):
+    """Number words so that a larger bucket holds larger values; False where values are no help."""
     low, high = word_N[0], word_N[0]
     for n in range(count):
         low, high = min(low, word_N[n]), max(high, word_N[n])
-    # The difference of two words may need all 64 bits.
-    shift, reach = np.uint64(0), np.uint64(high) - np.uint64(low)
-    while reach >> shift >= np.uint64(_BUCKETS):
-        shift += np.uint64(1)
-    place_B = np.zeros(_BUCKETS + 1, np.int64)
+    first, last = _value(low >> 32), _value(high >> 32)
+    reach = last - first
+    # Values that differ by little more than their rounding, or by infinity.
+    if not np.float32(1e-30) < reach < np.float32(1e30):
+        return False
+    scale = np.float32(_BUCKETS - 1) / reach
     for n in range(count):
-        place_B[np.int64((np.uint64(word_N[n]) - np.uint64(low)) >> shift) + 1] += 1
-    if np.max(place_B) > 32:
+        bucket_N[n] = np.int32((_value(word_N[n] >> 32) - first) * scale)
+    return True
+
+
+@kernel
+def _sort(word_N, count, scratch):
+    """Sort words upwards: into buckets by value, then each past its few larger neighbours."""
+    bucket_N, spare_N, place_B = scratch.key_N, scratch.spare_N, scratch.place_B
+    if not _buckets(word_N, count, bucket_N):
         word_N[:count].sort()
         return
-    for b in range(_BUCKETS):
-        place_B[b + 1] += place_B[b]
+    place_B[:] = 0
     for n in range(count):
-        b = np.int64((np.uint64(word_N[n]) - np.uint64(low)) >> shift)
+        place_B[bucket_N[n] + 1] += 1
+    most = np.int32(0)
+    for b in range(_BUCKETS):
+        most = max(most, place_B[b + 1])
+        place_B[b + 1] += place_B[b]
+    if most > 32:
+        word_N[:count].sort()
+        return
+    for n in range(count):
+        b = bucket_N[n]
         spare_N[place_B[b]] = word_N[n]
         place_B[b] += 1
     for n in range(count):
@@ -106,16 +125,37 @@ class Sorter(NamedTuple):
     key_N: np.ndarray
     word_N: np.ndarray
     spare_N: np.ndarray
+    place_B: np.ndarray
 
 
 @kernel
 def make_sorter(longest):
     """Allocate scratch for `longest` scores."""
     return Sorter(
-        np.empty(padded(longest, LANE), np.int32),
+        np.empty(padded(longest, STRIDE), np.int32),
         np.empty(longest, np.int64),
         np.empty(longest, np.int64),
+        np.empty(_BUCKETS + 1, np.int32),
     )
+
+
+@kernel
+def _collect(key_N, count, lowest, row_N, first, word_N):
+    """Write (key, row) of the keys from `lowest` on as words that order like it.
+
+    Returns:
+        How many there are.
+    """
+    found = 0
+    for start in range(0, count, STRIDE):
+        bits = mask_lanes(key_N.ctypes.data + 4 * start, lowest)
+        while bits:
+            n = start + lowest_bit(bits)
+            bits &= bits - np.uint32(1)
+            row = np.int64(row_N[n]) if len(row_N) else np.int64(first + n)
+            word_N[found] = (np.int64(key_N[n]) << 32) | row
+            found += 1
+    return found
 
 
 @kernel
@@ -131,20 +171,15 @@ def select_best(score_N, row_N, first, count, k, scratch, kept_K):
         scratch: from `make_sorter`, for at least `count`.
         kept_K: the answer.
     """
-    key_N, word_N, spare_N = scratch.key_N, scratch.word_N, scratch.spare_N
-    real = _order_keys(score_N, count, key_N)
+    key_N, word_N = scratch.key_N, scratch.word_N
+    bounds = _order_keys(score_N, count, key_N)
     low, few = np.int32(_LOWEST + 1), True
-    if real > k and len(row_N) == 0:
-        low, few = _threshold(key_N, count, real, k)
-    # A word orders like (score, row).
-    found = 0
-    lowest = np.int64(low) if few else np.int64(low) + 1
-    for n in range(count):
-        row = np.int64(row_N[n]) if len(row_N) else np.int64(first + n)
-        word_N[found] = (np.int64(key_N[n]) << 32) | row
-        found += np.int64(key_N[n]) >= lowest
-    if not few:
-        # Many rows tie at the threshold: the latest of them fill up.
+    if bounds[0] > k:
+        low, few = _threshold(key_N, count, bounds, k)
+    # Many rows tie at the threshold: of listed ones all are sorted, of others the latest fill up.
+    fill = not few and len(row_N) == 0
+    found = _collect(key_N, count, np.int32(low + 1) if fill else low, row_N, first, word_N)
+    if fill:
         n = count - 1
         while found < k:
             if key_N[n] == low:
@@ -152,7 +187,7 @@ def select_best(score_N, row_N, first, count, k, scratch, kept_K):
                 found += 1
             n -= 1
     if found:
-        _sort(word_N, found, spare_N)
+        _sort(word_N, found, scratch)
     for place in range(k):
         kept_K[place] = word_N[found - 1 - place] & 0xFFFFFFFF if place < found else -1
 

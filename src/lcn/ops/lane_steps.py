@@ -191,6 +191,36 @@ def count_lanes(context, key, groups, low):
     return types.int64(types.int64, types.int64, types.int32), build
 
 
+@intrinsic
+def mask_lanes(context, key, low):
+    """One bit for each of 32 int32 keys: whether it is at least `low`."""
+
+    def build(target, builder, signature, args):
+        key, low = args
+        spread = ir.Constant(_WORDS, [0] * LANE)
+        first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), low, ir.IntType(32)(0))
+        low = builder.shuffle_vector(first, spread, spread)
+        bits = ir.IntType(32)(0)
+        for n in range(32 // LANE):
+            here = builder.add(key, ir.Constant(INT, 4 * LANE * n))
+            mask = builder.icmp_signed(">=", load(builder, here, _WORDS), low)
+            byte = builder.zext(builder.bitcast(mask, ir.IntType(LANE)), ir.IntType(32))
+            bits = builder.or_(bits, builder.shl(byte, ir.IntType(32)(LANE * n)))
+        return bits
+
+    return types.uint32(types.int64, types.int32), build
+
+
+@intrinsic
+def lowest_bit(context, word):
+    """Place of the lowest bit that is set, as a place in an array."""
+
+    def build(target, builder, signature, args):
+        return builder.zext(builder.cttz(args[0], ir.Constant(ir.IntType(1), 0)), INT)
+
+    return types.int64(types.uint32), build
+
+
 def _reinterpret(before: Any, after: Any, kind: Any) -> Any:
     @intrinsic
     def reinterpret(context, value):
