@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from lcn.ops.cpu_gradient import Sink, sink_of
 from lcn.ops.cpu_plan import on_threads, workers
-from lcn.ops.lanes import LANE, add_lane, kernel, prefetch
+from lcn.ops.lanes import LANE, add_lane, kernel, leaf, prefetch
 
 if TYPE_CHECKING:
     from lcn.ops.simhash import Codes, Measure
@@ -168,7 +168,7 @@ def _lowest(context, word):
     return types.uint64(types.uint64), build
 
 
-@kernel
+@leaf
 def _equal_bytes(a, b):
     """The top bit of each byte that is the same in both words; nothing else."""
     low = np.uint64(0x7F7F7F7F7F7F7F7F)
@@ -176,7 +176,7 @@ def _equal_bytes(a, b):
     return ~(((x & low) + low) | x | low)
 
 
-@kernel
+@leaf
 def _add(target, source, width):
     """Add `width` floats at one address to those at another."""
     whole = width - width % LANE
@@ -184,7 +184,7 @@ def _add(target, source, width):
         add_lane(target + 4 * d, source + 4 * d)
 
 
-@kernel
+@leaf
 def _fill(task, measure, query_Y, start, stop, out_N):
     """Write the distances of rows start to stop - 1."""
     width = len(query_Y)
@@ -202,7 +202,7 @@ def _fill(task, measure, query_Y, start, stop, out_N):
         out_N[t - start] = distance
 
 
-@kernel
+@leaf
 def _distances(task, measure, offset_C, distance_S, c0, c1):
     for c in range(c0, c1):
         start = task.span_C2[c, 0]
@@ -238,7 +238,7 @@ def _nearest(task, measure, farthest, kept_CK, c0, c1):
                 place_D[d] += 1
 
 
-@kernel
+@leaf
 def _ask_for(address, item_T, t, stop, width):
     """Prefetch the vector of the row that comes eight rows later."""
     if t + 8 < stop:
@@ -247,7 +247,7 @@ def _ask_for(address, item_T, t, stop, width):
             prefetch(start + byte)
 
 
-@kernel
+@leaf
 def _collect(task, vector_ID, sum_CGD, square_C, c0, c1):
     width, words = vector_ID.shape[1], task.code_I.shape[1]
     whole, groups = width - width % LANE, sum_CGD.shape[1]
@@ -271,7 +271,7 @@ def _collect(task, vector_ID, sum_CGD, square_C, c0, c1):
         square_C[c] = squares
 
 
-@kernel
+@leaf
 def _spread(task, slope_CGD, grad_ID, d0, d1):
     """Columns d0 to d1 - 1 of the gradient: each colliding row takes its buckets' slopes."""
     width, words = grad_ID.shape[1], task.code_I.shape[1]

@@ -8,7 +8,7 @@ import numpy as np
 
 from lcn.ops.cpu_blocks import padded
 from lcn.ops.lane_steps import bits_float, count_lanes, float_bits, lowest_bit, mask_lanes
-from lcn.ops.lanes import LANE, kernel
+from lcn.ops.lanes import LANE, kernel, leaf
 
 _LOWEST = np.int32(-(2**31))
 _BUCKETS = 256
@@ -16,7 +16,7 @@ STRIDE = 4 * LANE
 """Keys that are compared together; scratch is padded to a multiple."""
 
 
-@kernel
+@leaf
 def _order_keys(score_N, count, key_N):
     """Integers that order like the scores; the lowest integer for -inf, NaN and padding.
 
@@ -39,13 +39,13 @@ def _order_keys(score_N, count, key_N):
     return np.int64(real), np.int64(low), np.int64(high)
 
 
-@kernel
+@leaf
 def _value(key):
     key = np.int32(key)
     return bits_float(key if key >= 0 else np.int32(key ^ np.int32(0x7FFFFFFF)))
 
 
-@kernel
+@leaf
 def _middle(low, high):
     """A key above low and up to high: of the middle value, which splits smooth scores well."""
     bits = float_bits(np.float32(0.5) * _value(low) + np.float32(0.5) * _value(high))
@@ -53,7 +53,7 @@ def _middle(low, high):
     return min(max(key, low + 1), high)
 
 
-@kernel
+@leaf
 def _threshold(key_N, count, bounds, k):
     """A key with at least k keys from it on, and whether that is few enough to sort them all.
 
@@ -73,7 +73,7 @@ def _threshold(key_N, count, bounds, k):
     return np.int32(low), found <= few
 
 
-@kernel
+@leaf
 def _buckets(word_N, count, bucket_N):
     """Number words so that a larger bucket holds larger values; False where values are no help."""
     low, high = word_N[0], word_N[0]
@@ -90,12 +90,36 @@ def _buckets(word_N, count, bucket_N):
     return True
 
 
-@kernel
+@leaf
+def _sift(word_N, start, count):
+    """Let a word sink until no word below it is larger."""
+    word, n = word_N[start], start
+    while 2 * n + 1 < count:
+        below = 2 * n + 1
+        below += below + 1 < count and word_N[below + 1] > word_N[below]
+        if word_N[below] <= word:
+            break
+        word_N[n] = word_N[below]
+        n = below
+    word_N[n] = word
+
+
+@leaf
+def _heap_sort(word_N, count):
+    """Sort words upwards in n log n steps whatever they are, without memory of its own."""
+    for start in range(count // 2 - 1, -1, -1):
+        _sift(word_N, start, count)
+    for last in range(count - 1, 0, -1):
+        word_N[0], word_N[last] = word_N[last], word_N[0]
+        _sift(word_N, 0, last)
+
+
+@leaf
 def _sort(word_N, count, scratch):
     """Sort words upwards: into buckets by value, then each past its few larger neighbours."""
     bucket_N, spare_N, place_B = scratch.key_N, scratch.spare_N, scratch.place_B
     if not _buckets(word_N, count, bucket_N):
-        word_N[:count].sort()
+        _heap_sort(word_N, count)
         return
     place_B[:] = 0
     for n in range(count):
@@ -105,7 +129,7 @@ def _sort(word_N, count, scratch):
         most = max(most, place_B[b + 1])
         place_B[b + 1] += place_B[b]
     if most > 32:
-        word_N[:count].sort()
+        _heap_sort(word_N, count)
         return
     for n in range(count):
         b = bucket_N[n]
@@ -139,7 +163,7 @@ def make_sorter(longest):
     )
 
 
-@kernel
+@leaf
 def _collect(key_N, count, lowest, row_N, first, word_N):
     """Write (key, row) of the keys from `lowest` on as words that order like it.
 
@@ -158,7 +182,7 @@ def _collect(key_N, count, lowest, row_N, first, word_N):
     return found
 
 
-@kernel
+@leaf
 def select_best(score_N, row_N, first, count, k, scratch, kept_K):
     """Write the k best rows, best first, ties to the later row, -1 in empty slots.
 
@@ -195,11 +219,16 @@ def select_best(score_N, row_N, first, count, k, scratch, kept_K):
 @kernel
 def select_spans(score_S, span_C2, offset_C, c0, c1, kept_CK):
     """`select_best` for candidates c0 to c1 - 1, whose scores start at their flat offsets."""
-    longest, k = 0, kept_CK.shape[1]
+    longest = 0
     for c in range(c0, c1):
         longest = max(longest, offset_C[c + 1] - offset_C[c])
-    scratch = make_sorter(longest)
-    no_rows = np.empty(0, np.int32)
+    scratch, no_rows = make_sorter(longest), np.empty(0, np.int32)
+    _select_spans(score_S, span_C2, offset_C, c0, c1, scratch, no_rows, kept_CK)
+
+
+@leaf
+def _select_spans(score_S, span_C2, offset_C, c0, c1, scratch, no_rows, kept_CK):
     for c in range(c0, c1):
         score_N = score_S[offset_C[c] : offset_C[c + 1]]
-        select_best(score_N, no_rows, span_C2[c, 0], len(score_N), k, scratch, kept_CK[c])
+        first, k = span_C2[c, 0], kept_CK.shape[1]
+        select_best(score_N, no_rows, first, len(score_N), k, scratch, kept_CK[c])

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lcn.ops.lanes import FAST, INT, LANE, VECTOR, fma, kernel, load, store
+from lcn.ops.lanes import FAST, INT, LANE, VECTOR, fma, leaf, load, store
 
 _WORDS = ir.VectorType(ir.IntType(32), LANE)
 _MINUS_INFINITY = float("-inf")
@@ -237,7 +237,7 @@ float_bits = _reinterpret(types.float32, types.int32, ir.IntType(32))
 bits_float = _reinterpret(types.int32, types.float32, ir.FloatType())
 
 
-@kernel
+@leaf
 def recency_bucket(elapsed_ms, last):
     """floor(log2(1 + whole minutes)), at most `last`: the exponent of 1 + minutes.
 
