@@ -7,7 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from lcn.ops.cpu_blocks import padded
-from lcn.ops.lane_steps import bits_float, count_lanes, float_bits, lowest_bit, mask_lanes
+from lcn.ops.lane_steps import (
+    BOTH,
+    bits_float,
+    float_bits,
+    lowest_bit,
+    mask_lanes,
+    split_lanes,
+)
 from lcn.ops.lanes import LANE, kernel, leaf
 
 _LOWEST = np.int32(-(2**31))
@@ -54,22 +61,23 @@ def _middle(low, high):
 
 
 @leaf
-def _threshold(key_N, count, bounds, k):
+def _threshold(key_N, count, bounds, k, ends_2):
     """A key with at least k keys from it on, and whether that is few enough to sort them all.
 
-    `bounds` holds the number of real keys, the lowest and the highest of them.
+    `bounds` holds the number of real keys, the lowest and the highest of them. Both ends always
+    are keys that occur, so equal keys, however many, end the search.
     """
     found, low, high = bounds
-    groups, tries, few = padded(count, LANE) // LANE, 0, k + k // 4
+    groups, tries, few = padded(count, STRIDE) // BOTH, 0, k + k // 4
     while low < high and found > few:
         # Halving the integers ends after 32 steps whatever the scores are.
         middle = _middle(low, high) if tries < 16 else low + (high - low + 1) // 2
         tries += 1
-        here = count_lanes(key_N.ctypes.data, groups, np.int32(middle))
+        here = split_lanes(key_N.ctypes.data, groups, np.int32(middle), ends_2.ctypes.data)
         if here >= k:
-            low, found = middle, here
+            low, found = np.int64(ends_2[0]), here
         else:
-            high = middle - 1
+            high = np.int64(ends_2[1])
     return np.int32(low), found <= few
 
 
@@ -124,23 +132,26 @@ def _sort(word_N, count, scratch):
     place_B[:] = 0
     for n in range(count):
         place_B[bucket_N[n] + 1] += 1
-    most = np.int32(0)
     for b in range(_BUCKETS):
-        most = max(most, place_B[b + 1])
         place_B[b + 1] += place_B[b]
-    if most > 32:
-        _heap_sort(word_N, count)
-        return
     for n in range(count):
         b = bucket_N[n]
         spare_N[place_B[b]] = word_N[n]
         place_B[b] += 1
+    # Words of a bucket keep their order, so equal scores of rows in order are sorted already.
+    moves = 0
     for n in range(count):
         word, m = spare_N[n], n
         while m > 0 and word_N[m - 1] > word:
             word_N[m] = word_N[m - 1]
             m -= 1
         word_N[m] = word
+        moves += n - m
+        if moves > 16 * count:
+            for rest in range(n + 1, count):
+                word_N[rest] = spare_N[rest]
+            _heap_sort(word_N, count)
+            return
 
 
 class Sorter(NamedTuple):
@@ -150,6 +161,7 @@ class Sorter(NamedTuple):
     word_N: np.ndarray
     spare_N: np.ndarray
     place_B: np.ndarray
+    ends_2: np.ndarray
 
 
 @kernel
@@ -160,6 +172,7 @@ def make_sorter(longest):
         np.empty(longest, np.int64),
         np.empty(longest, np.int64),
         np.empty(_BUCKETS + 1, np.int32),
+        np.empty(2, np.int32),
     )
 
 
@@ -199,7 +212,7 @@ def select_best(score_N, row_N, first, count, k, scratch, kept_K):
     bounds = _order_keys(score_N, count, key_N)
     low, few = np.int32(_LOWEST + 1), True
     if bounds[0] > k:
-        low, few = _threshold(key_N, count, bounds, k)
+        low, few = _threshold(key_N, count, bounds, k, scratch.ends_2)
     # Many rows tie at the threshold: of listed ones all are sorted, of others the latest fill up.
     fill = not few and len(row_N) == 0
     found = _collect(key_N, count, np.int32(low + 1) if fill else low, row_N, first, word_N)
