@@ -86,7 +86,7 @@ class TwinAttention(nn.Module):
 
     def values(self, pool: Pool) -> Tensor:
         """Project pooled rows: W_v per head, then W_o."""
-        return self.output(project_values(pool, self.context, self.value_BX))
+        return project_values(pool, self.context, self.value_BX, self.output.weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,6 +312,8 @@ def _forward_narrow(task, out, tile, scratch, keeping):
         for d in range(deep):
             pool_QD[q, d] = np.float32(0.0)
             query_QD[q, d] = task.query_QD[q0 + q, d] if d < width else np.float32(0.0)
+        for v in range(out.weight_QV.shape[1]):
+            out.weight_QV[q0 + q, v] = np.float32(0.0)
     _clear(tally, columns * LANE)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
@@ -339,7 +341,7 @@ def _forward_narrow(task, out, tile, scratch, keeping):
 
 @kernel
 def forward_tiles(task, out, tile_N4, n0, n1):
-    """Pool tiles n0 to n1 - 1. `out.weight_QV` must start as zeros."""
+    """Pool tiles n0 to n1 - 1."""
     keep = out.kept_CK.shape[1]
     longest = 0
     for n in range(n0, n1):
