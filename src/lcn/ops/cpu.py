@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from lcn.ops import cpu_dense
 from lcn.ops.cpu_backward import Slope, Step, backward_tiles, scatter_tiles
 from lcn.ops.cpu_blocks import MEAN, RAW, SOFTMAX, Task
-from lcn.ops.cpu_forward import Pooled, forward_tiles, score_tiles
+from lcn.ops.cpu_forward import Pooled, forward_tiles, rank_tiles, score_tiles
 from lcn.ops.cpu_gradient import Sink, share_gradient, sink_of, take_vectors
 from lcn.ops.cpu_plan import Tiles, check, list_rows, on_threads, workers
 from lcn.ops.cpu_topk import select_spans
@@ -70,6 +70,21 @@ def span_score(rows: HistoryRows, span_C2: Tensor, scoring: Scoring) -> Tensor:
     flat = flat_SH.numpy()
     on_threads(lambda n: score_tiles(task, tiles.tile_N4, flat, offset_C, *shares[n]), len(shares))
     return flat_SH
+
+
+def rank_heads(
+    rows: HistoryRows, span_C2: Tensor, scoring: Scoring, k: int
+) -> tuple[Tensor, Tensor]:
+    """`lcn.ops.rank_heads`: scores never leave the block of a few candidates."""
+    task = _task(rows, span_C2, None, scoring, "raw")
+    check(task)
+    kept_CHK = torch.empty((len(task.span_C2), task.heads, k), dtype=torch.int64)
+    mean_CHK = torch.zeros(kept_CHK.shape)
+    kept, mean = kept_CHK.numpy(), mean_CHK.numpy()
+    tiles = Tiles(task.span_C2, task.heads)
+    shares = tiles.shares(0, len(tiles.tile_N4), workers())
+    on_threads(lambda n: rank_tiles(task, tiles.tile_N4, kept, mean, *shares[n]), len(shares))
+    return kept_CHK, mean_CHK
 
 
 def select_span_topk(score_S: Tensor, span_C2: Tensor, k: int) -> Tensor:

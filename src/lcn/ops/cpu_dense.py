@@ -176,10 +176,12 @@ def _rank_columns(columns, score_J, scratch, kept_K):
     filled = 0
     for k in range(len(best_K)):
         j = best_K[k]
-        if j < 0 or filled == len(kept_K):
+        if j < 0:
             break
         if k and score_N[j] == score_N[best_K[k - 1]]:
             return False
+        if filled == len(kept_K):
+            break
         end = columns.end_J[j]
         for n in range(end - np.int64(columns.count_J[j]), end):
             if filled < len(kept_K):

@@ -269,6 +269,18 @@ def add_lane(context, a, b):
 
 
 @intrinsic
+def add_broad(context, a, b):
+    """Add the `BROAD` floats at `b` to those at `a`."""
+
+    def build(target, builder, signature, args):
+        a, b = (load(builder, address, ir.VectorType(FLOAT, BROAD)) for address in args)
+        store(builder, builder.fadd(a, b, flags=FAST), args[0])
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.int64), build
+
+
+@intrinsic
 def copy_broad(context, a, b):
     """Copy the `BROAD` floats at `b` to `a`."""
 
