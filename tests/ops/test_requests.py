@@ -112,3 +112,19 @@ def test_one_user_with_gradients_takes_the_blocks(monkeypatch):
     span_C2 = torch.tensor([[0, 60]]).repeat(70, 1)
     cpu.span_pool(history, span_C2, scoring, "softmax").vector_CHD.sum().backward()
     assert history.vector_ID.grad is not None
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("codes", [0, 3])
+def test_every_heads_best_rows_match_the_reference(heads, codes):
+    history, scoring, _ = request(3, 40, 90, heads, codes)
+    start_C = torch.arange(70) % 7
+    span_C2 = torch.stack([start_C, torch.arange(70) + 20], 1)
+    span_C2[5] = 0
+    found = ops.rank_heads(history, span_C2, scoring, 9)
+    with ops.force("reference"):
+        wanted = ops.rank_heads(history, span_C2, scoring, 9)
+    assert torch.equal(found[0], wanted[0])
+    torch.testing.assert_close(found[1], wanted[1])
+    with pytest.raises(ValueError, match="at least 1"):
+        ops.rank_heads(history, span_C2, scoring, 0)

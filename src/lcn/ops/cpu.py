@@ -20,9 +20,10 @@ from torch.autograd.function import once_differentiable
 from lcn.ops import cpu_dense
 from lcn.ops.cpu_backward import Slope, Step, backward_tiles, scatter_tiles
 from lcn.ops.cpu_blocks import MEAN, RAW, SOFTMAX, Task
-from lcn.ops.cpu_forward import Pooled, forward_tiles, rank_tiles, score_tiles
+from lcn.ops.cpu_forward import Pooled, forward_tiles
 from lcn.ops.cpu_gradient import Sink, share_gradient, sink_of, take_vectors
 from lcn.ops.cpu_plan import Tiles, check, list_rows, on_threads, workers
+from lcn.ops.cpu_rank import rank_tiles, score_tiles
 from lcn.ops.cpu_topk import select_spans
 from lcn.ops.types import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
 
