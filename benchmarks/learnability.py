@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,15 @@ LOG = {"categories": 20, "source_items": 1000, "target_items": 400, "seed": 1}
 
 
 @dataclass(frozen=True)
+class Against:
+    """A paired difference in AUC with its interval over users and seeds."""
+
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One system on one log."""
 
@@ -59,10 +70,9 @@ class Row:
     auc: float
     low: float
     high: float
-    over_none: float
-    over_none_low: float
-    over_none_high: float
     best_auc: float
+    over: dict[str, Against]
+    """Paired differences in AUC, by the system subtracted."""
 
 
 def main() -> None:
@@ -71,7 +81,9 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--rho", type=float, nargs="+", default=[0.9, 0.0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--systems", nargs="+", default=["none", "sim_soft", "full", "lap", "lcn"])
+    parser.add_argument("--against", nargs="+", default=["none"], help="systems to subtract")
     parser.add_argument("--folder", type=Path, default=Path("runs/learnability"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -97,38 +109,63 @@ def run_log(arguments: argparse.Namespace, rho: float) -> list[Row]:
     dataset = open_dataset(dataset_folder)
     label_S = np.asarray(dataset.samples["test"].label_S)
     best = auc(true_probability(dataset, "test"), label_S)
-    predictions = {}
-    for system in dict.fromkeys(["none", *arguments.systems]):
-        for seed in range(arguments.seeds):
-            run = folder / "runs" / f"{system}-{seed}"
-            width = () if system in ("none", "sdim") else ("model.backbone.width=32",)
-            settings = (*SETTINGS, *width, f"train.seed={seed}", f"name={system}")
-            print(f"rho {rho}: {system} seed {seed}", file=sys.stderr, flush=True)
-            train(recipe(system, dataset_folder, *settings), run, resume=True)
-            predictions.setdefault(system, []).append(open_run(run).predict("test"))
+    systems = list(dict.fromkeys([*arguments.against, *arguments.systems]))
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        started = {
+            pool.submit(train_one, folder, system, seed): f"rho {rho}: {system} seed {seed}"
+            for seed in range(arguments.seeds)
+            for system in systems
+        }
+        for finished in as_completed(started):
+            finished.result()
+            print(started[finished], file=sys.stderr, flush=True)
+    predictions = {
+        system: [
+            open_run(folder / "runs" / f"{system}-{seed}").predict("test")
+            for seed in range(arguments.seeds)
+        ]
+        for system in systems
+    }
     rows = []
     for system, runs in predictions.items():
         found = result_of(runs, generator=np.random.default_rng(0)).intervals.auc
-        over = compare(predictions["none"], runs, generator=np.random.default_rng(0)).auc
-        rows.append(
-            Row(rho, system, found.estimate, found.low, found.high, over.difference, over.low,
-                over.high, best)
-        )  # fmt: skip
+        over = {}
+        for other in arguments.against:
+            paired = compare(predictions[other], runs, generator=np.random.default_rng(0)).auc
+            over[other] = Against(paired.difference, paired.low, paired.high)
+        rows.append(Row(rho, system, found.estimate, found.low, found.high, best, over))
     return rows
+
+
+def train_one(folder: Path, system: str, seed: int) -> None:
+    """Train one system with one seed, unless that was done before."""
+    config = recipe(system, folder / "dataset", *SETTINGS, f"train.seed={seed}")
+    backbone = config.model.backbone
+    if "width" in type(backbone).model_fields:
+        backbone = backbone.model_copy(update={"width": 32})
+    config = config.model_copy(
+        update={"name": system, "model": config.model.model_copy(update={"backbone": backbone})}
+    )
+    train(config, folder / "runs" / f"{system}-{seed}", resume=True, progress=False)
 
 
 def markdown(rows: list[Row], arguments: argparse.Namespace) -> str:
     """The table, with its provenance."""
-    lines = [
-        "| rho | system | test AUC (95 %) | minus none (95 %) | best reachable | gap to it |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.rho} | {r.system} | {r.auc:.4f} ({r.low:.4f} to {r.high:.4f}) | "
-        f"{r.over_none:+.4f} ({r.over_none_low:+.4f} to {r.over_none_high:+.4f}) | "
-        f"{r.best_auc:.4f} | {r.best_auc - r.auc:.4f} |"
-        for r in rows
-    ]
+    against = arguments.against
+    head = ["rho", "system", "test AUC (95 %)", *(f"minus {name} (95 %)" for name in against)]
+    head += ["best reachable", "gap to it"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        differences = (row.over[name] for name in against)
+        cells = [
+            str(row.rho),
+            row.system,
+            f"{row.auc:.4f} ({row.low:.4f} to {row.high:.4f})",
+            *(f"{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})" for d in differences),
+            f"{row.best_auc:.4f}",
+            f"{row.best_auc - row.auc:.4f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     command = " ".join(["python", "benchmarks/learnability.py", *sys.argv[1:]])
     lines.append(
         f"\nCommand `{command}`, commit {commit()}, seeds 0 to {arguments.seeds - 1}, "

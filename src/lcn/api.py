@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from lcn.evaluate.compare import PairedDifference
+    from lcn.evaluate.consistency import ConsistencyConfig, ConsistencyRow
     from lcn.evaluate.results import RunResult
     from lcn.train.config import RunConfig
     from lcn.train.run import Run
@@ -169,6 +170,42 @@ def evaluate(
         )
         for group in group_runs(predictions)
     ]
+
+
+def consistency(
+    run: Path | str,
+    split: Split = "test",
+    *,
+    config: ConsistencyConfig | None = None,
+    k1: Sequence[int] = (),
+    dataset: Path | str | None = None,
+) -> list[ConsistencyRow]:
+    """Measure how far a run's search delivers what its attention would choose (Figure 5).
+
+    Args:
+        run: a run folder.
+        split: which impressions.
+        config: sizes; None takes the paper's.
+        k1: for LAP, further K1 to measure with (Figure 5b); 0 is all rows.
+        dataset: where the dataset is now, if it has moved.
+
+    Raises:
+        ConfigError: the backbone attends to nothing, or has no K1.
+    """
+    from lcn.evaluate.consistency import consistency_rows
+    from lcn.train import open_run
+
+    opened = open_run(run, dataset)
+    return consistency_rows(
+        opened.model,
+        opened.dataset,
+        split,
+        opened.config.batch,
+        config,
+        run=opened.config.title,
+        seed=opened.config.train.seed,
+        k1=tuple(k1),
+    )
 
 
 def compare(

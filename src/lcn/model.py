@@ -6,10 +6,12 @@ p = sigmoid(MLP(z))
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import mlp
 from lcn.ops import HistoryRows
+from lcn.ops.reference import rows_of_span
 from lcn.schema import Manifest
 
 
@@ -54,9 +57,16 @@ class ModelConfig(Config):
     product, for every backbone alike): a match of candidate and interest is then linear."""
     hidden: tuple[int, ...] = (256, 128)
     dropout: float = 0.0
-    search_table: Literal["shared", "own"] = "shared"
+    search_table: Literal["shared", "own", "frozen"] = "shared"
     """own: the backbone searches with item vectors from tables of their own, which are also the
-    ones that objectives move; values, short-term interest and head read the others."""
+    ones that objectives move; values, short-term interest and head read the others. frozen: those
+    tables come from another run (`item_vectors_from`) and nothing moves them, as in a production
+    SIM that searches with vectors made offline; objectives move the others."""
+    search_metric: Literal["dot", "cosine"] = "dot"
+    """cosine: search ranks by the cosine of item vectors over a learned temperature, the geometry
+    that contrastive objectives shape, so that their alignment decides at once what is found."""
+    search_temperature: float = 0.1
+    """Where the temperature of `cosine` starts."""
     stop_gradient: Literal["none", "main", "objective"] = "none"
     """main: the click loss does not move the vectors that objectives see; objective: objectives do
     not move them."""
@@ -99,17 +109,16 @@ class Model(nn.Module):
         self.config = config
         wide, std = config.field_width, config.embedding.std
         self.item = ItemEncoder(config.embedding, manifest.item_fields, wide, config.width)
+        self._check_search(config)
         self.search_item = None
-        if config.search_table == "own":
-            if not BACKBONES[config.backbone.name].searches:
-                able = ", ".join(name for name, kind in BACKBONES.items() if kind.searches)
-                raise ConfigError(
-                    f"the backbone {config.backbone.name!r} ranks no rows by item vectors, so "
-                    f"model.search_table: own would change nothing; it is for {able}"
-                )
+        if config.search_table != "shared":
             self.search_item = ItemEncoder(
                 config.embedding, manifest.item_fields, wide, config.width
             )
+            self.search_item.requires_grad_(config.search_table == "own")
+        self.sharpness = None
+        if config.search_metric == "cosine":
+            self.sharpness = nn.Parameter(torch.tensor(-math.log(config.search_temperature)))
         self.profile = FieldEmbedding(config.embedding, manifest.profile_fields, wide)
         self.candidate = FieldEmbedding(config.embedding, manifest.candidate_fields, wide)
         self.request = FieldEmbedding(config.embedding, manifest.request_context, wide)
@@ -154,6 +163,19 @@ class Model(nn.Module):
             nn.init.xavier_uniform_(self.product.weight)
             head_width += interest_width
         self.head = mlp(head_width, config.hidden, dropout=config.dropout)
+
+    @staticmethod
+    def _check_search(config: ModelConfig) -> None:
+        """Refuse search switches where nothing searches."""
+        given = {"search_table": "shared", "search_metric": "dot"}
+        for name, plain in given.items():
+            value = getattr(config, name)
+            if value != plain and not BACKBONES[config.backbone.name].searches:
+                able = ", ".join(name for name, kind in BACKBONES.items() if kind.searches)
+                raise ConfigError(
+                    f"the backbone {config.backbone.name!r} ranks no rows by item vectors, so "
+                    f"model.{name}: {value} would change nothing; it is for {able}"
+                )
 
     def forward(self, batch: Batch, *, levels: bool = False) -> Output:
         """Score a batch.
@@ -240,7 +262,22 @@ class Model(nn.Module):
             batch.time_C,
             batch.user_of_C,
             None if search_ID is None else ops.take_vectors(search_ID, batch.candidate_C),
+            self._recent(batch, item_ID if search_ID is None else search_ID),
         )
+
+    def _recent(self, batch: Batch, vector_ID: Float[Tensor, "I D"]) -> Tensor | None:
+        """recent_CD: mean of the user's newest target-domain items; see `Query.recent_CD`."""
+        rows = self.backbone.recent_rows
+        if not rows:
+            return None
+        span_C2 = batch.short_target_C2.clone()
+        span_C2[:, 0] = torch.maximum(span_C2[:, 0], span_C2[:, 1] - rows)
+        row_CN, mask_CN = rows_of_span(span_C2)
+        if not len(batch.target.item_T):
+            return vector_ID.new_zeros(len(span_C2), vector_ID.shape[1])
+        vector_CND = vector_ID.detach()[batch.target.item_T[row_CN].long()]
+        total_CD = torch.einsum("cnd,cn->cd", vector_CND, mask_CN.to(vector_CND.dtype))
+        return total_CD / mask_CN.sum(1, keepdim=True).clamp(min=1)
 
     def _item_vectors(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """The items' vectors for the model, for its search (None: the same) and for objectives."""
@@ -248,20 +285,31 @@ class Model(nn.Module):
         search_ID = None
         if self.search_item is not None:
             search_ID = ops.share_gradient(self.search_item(batch.item_IF))
-        contrasted_ID = item_ID if search_ID is None else search_ID
-        if self.config.stop_gradient == "main":
-            if search_ID is None:
+        if search_ID is None or not self._search_moves:
+            contrasted_ID = item_ID
+            if self.config.stop_gradient == "main":
                 item_ID = item_ID.detach()
-            else:
+        else:
+            contrasted_ID = search_ID
+            if self.config.stop_gradient == "main":
                 search_ID = search_ID.detach()
-        elif self.config.stop_gradient == "objective":
+        if self.config.stop_gradient == "objective":
             contrasted_ID = contrasted_ID.detach()
+        if self.sharpness is not None:
+            # Queries are scaled by 1 / √D under a softmax; two such vectors give cosine / τ.
+            root = (self.sharpness.exp() * math.sqrt(item_ID.shape[1])).sqrt()
+            found_ID = F.normalize(item_ID if search_ID is None else search_ID, dim=1)
+            search_ID = ops.share_gradient(found_ID * root)
         return item_ID, search_ID, contrasted_ID
 
     @property
     def contrasted_item(self) -> ItemEncoder:
         """The encoder of the items that objectives see, to encode what the batch does not hold."""
-        return self.item if self.search_item is None else self.search_item
+        return self.search_item if self.search_item and self._search_moves else self.item
+
+    @property
+    def _search_moves(self) -> bool:
+        return self.config.search_table == "own"
 
     def check(self, dataset: Dataset) -> None:
         """See before training whether the data has what the backbone needs.

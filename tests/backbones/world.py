@@ -60,6 +60,11 @@ VARIANTS: dict[str, BackboneConfig] = {
     "lap-tied": Lap.Config(tie_msa_fsa=True, **_LAP),
     "lap-sequence": Lap.Config(fsa_query="sequence", **_LAP),
     "lap-residual": Lap.Config(fsa_residual=True, **_LAP),
+    "lap-one-field": Lap.Config(context_fields=("hour",), **_LAP),
+    "lap-item-alone": Lap.Config(context_fields=(), recency=False, **_LAP),
+    "lap-time": Lap.Config(time_bias=True, **_LAP),
+    "lap-recent": Lap.Config(recent_queries=3, **_LAP),
+    "lap-distill": Lap.Config(distill=0.1, **_LAP),
 }
 LIFELONG = [name for name in VARIANTS if name != "none"]
 assert {config.name for config in VARIANTS.values()} == set(BACKBONES)
@@ -85,6 +90,7 @@ class World:
             self.query.field_CF[candidates],
             self.query.time_C[candidates],
             self.query.user_of_C[candidates],
+            recent_CD=self.query.recent_CD[candidates],
         )
         return replace(self, query=query, span_C2=self.span_C2[candidates])
 
@@ -137,6 +143,7 @@ def make_world(
         item_IF[candidate_C],
         torch.randint(NOW, 2 * NOW, (count,), generator=generator),
         user_of_C,
+        recent_CD=torch.randn(users, WIDTH, generator=generator)[user_of_C],
     )
     return World(History(rows, offsets_U1, item_IF), query, torch.stack([first_C, last_C], 1))
 

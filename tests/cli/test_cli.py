@@ -54,6 +54,29 @@ def test_train_evaluate_compare_predict(toy: Dataset, tmp_path: Path) -> None:
         assert pq.read_table(tmp_path / "p.parquet").num_rows
 
 
+def test_consistency_lists_every_reading(toy: Dataset, tmp_path: Path) -> None:
+    for recipe in ("twin", "lap", "none"):
+        width = [] if recipe == "none" else ["model.backbone.width=8"]
+        done = lcn(
+            "train", tmp_path / recipe, "--recipe", recipe, "--dataset", toy.folder, *SMALL, *width,
+            "train.epochs=1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    sizes = ("--size", "5", "--least", "10")
+    done = lcn("consistency", tmp_path / "twin", *sizes, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["way"] for row in rows] == ["common", "own"]
+    assert rows[1]["consistency"]["value"] == 1.0 > rows[0]["consistency"]["chance"]
+    done = lcn("consistency", tmp_path / "lap", *sizes, "--k1", "0", "--json")
+    whole = json.loads(done.stdout)[1]
+    assert (whole["k1"], whole["way"]) == (0, "common")
+    done = lcn("consistency", tmp_path / "none", *sizes)
+    assert done.returncode == 1 and "none" in done.stderr
+    done = lcn("consistency", tmp_path / "lap", *sizes)
+    assert "random" in done.stdout
+
+
 def test_resume_takes_the_runs_own_config(toy: Dataset, tmp_path: Path) -> None:
     started = lcn("train", tmp_path / "r", "--recipe", "none", "--dataset", toy.folder, *SMALL)
     assert started.returncode == 0, started.stderr

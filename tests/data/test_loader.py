@@ -39,7 +39,7 @@ def seen(batch: Batch, rows, span) -> list[tuple]:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), lifelong=st.integers(1, 90), short=st.integers(1, 30))
-def test_spans_are_the_newest_events_strictly_before(toy, data, lifelong, short) -> None:
+def test_25_spans_are_the_newest_events_strictly_before(toy, data, lifelong, short) -> None:
     count = len(toy.samples["train"])
     picked = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=60, unique=True))
     config = BatchConfig(size=64, lifelong=lifelong, short=short)

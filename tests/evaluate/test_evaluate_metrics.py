@@ -36,7 +36,7 @@ def test_auc_equals_counting_pairs(rows):
 
 
 @given(samples())
-def test_gauc_equals_counting_pairs_per_user(rows):
+def test_26_gauc_equals_counting_pairs_per_user(rows):
     found, expected = gauc(*rows), gauc_twin(*rows)
     assert found.value == pytest.approx(expected[0], nan_ok=True, abs=1e-12)
     assert found.coverage == pytest.approx(expected[1])

@@ -185,6 +185,41 @@ def test_pairs_are_uniform_over_places_and_never_one_item(toy):
     assert second.float().mean().item() == pytest.approx(3 / 4, abs=0.05)
 
 
+def test_more_pairs_of_a_user_are_no_negatives_of_each_other(toy, monkeypatch):
+    """Three pairs of each of nine users: the twin forbids the user's own in both directions."""
+    model = make_model(toy).double()
+    view = make_view(model, make_batch(toy, ordinary()))
+    users, repeats = len(view.batch.address_U), 3
+    generator = torch.Generator().manual_seed(2)
+    size = (users * repeats,)
+    first = torch.randint(0, len(view.item_ID), size, generator=generator)
+    second = torch.randint(0, len(view.item_ID), size, generator=generator)
+    drawn = []
+
+    def draw(first_PL, second_PL, view):
+        drawn.append((first_PL, second_PL))
+        return Pairs(first, second)
+
+    monkeypatch.setattr("lcn.objectives.crp.draw_pairs", draw)
+    terms = {"weight_pt": 1.0, "weight_ps": 0.0, "weight_pc": 0.0}
+    crp = build("crp", toy, temperature=TAU, pairs=repeats, **terms)
+    unit_ID = torch.nn.functional.normalize(view.item_ID.detach(), dim=1)
+    losses = []
+    for p in range(len(first)):
+        score = [float(unit_ID[first[p]] @ unit_ID[second[q]]) / TAU for q in range(len(first))]
+        same = {first[p].item(), second[p].item()}
+        others = [
+            score[q]
+            for q in range(len(first))
+            if q % users != p % users and second[q].item() not in same
+        ]
+        losses.append(math.log(sum(map(math.exp, [score[p], *others]))) - score[p])
+    assert crp(view).item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+    first_PL, second_PL = drawn[0]
+    assert first_PL is second_PL and len(first_PL) == users * repeats
+    assert torch.equal(first_PL[:users], first_PL[users : 2 * users])
+
+
 def test_warm_up_rises_linearly(toy):
     model, batch = make_model(toy), make_batch(toy, ordinary())
     crp = build("crp", toy, warmup=4)

@@ -97,6 +97,9 @@ class Query:
     user_of_C: Int[Tensor, " C"]
     search_CD: Float[Tensor, "C D"] | None = None
     """The candidates' vectors of the search table, where it is a table of its own."""
+    recent_CD: Float[Tensor, "C D"] | None = None
+    """Mean search vector of the user's newest target-domain items; zero without any, None where
+    the backbone does not ask (`Backbone.recent_rows`)."""
 
     @property
     def search_vector_CD(self) -> Float[Tensor, "C D"]:
@@ -132,6 +135,8 @@ class Interest:
     auxiliary_logit_C: Float[Tensor, " C"] | None = None
     """A click logit of the search stage alone (SIM Soft), trained beside the main one."""
     levels: tuple[Level, ...] = ()
+    distillation: Float[Tensor, ""] | None = None
+    """A loss between stages (LAP's `distill`), in training."""
 
 
 StateT = TypeVar("StateT")
@@ -154,6 +159,10 @@ class Backbone(nn.Module, ABC, Generic[StateT]):
     """W, the width of the interest vector; may be 0."""
     auxiliary_weight: float = 0.0
     """Weight of the loss on `Interest.auxiliary_logit_C`."""
+    distill_weight: float = 0.0
+    """Weight of `Interest.distillation`."""
+    recent_rows: int = 0
+    """Newest target-domain items whose mean `Query.recent_CD` must hold; 0: it is not needed."""
 
     @abstractmethod
     def encode(self, history: History) -> StateT:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lcn.backbones.base import Backbone, Features, History, Interest, Level, Query, describe_level
+from lcn.backbones.pyramid import divergence, unite
 from lcn.config import Config as BaseConfig
+from lcn.errors import ConfigError, nearest
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
-from lcn.ops import HistoryRows, Scoring
+from lcn.ops import RECENCY_BUCKETS, HistoryRows, Scoring
+from lcn.ops.reference import rows_of_span, score_rows
+from lcn.schema import Field
 
 PyramidNorm = Literal["softmax", "mean", "raw", "raw_ln"]
 
@@ -72,13 +76,33 @@ class Lap(Backbone[LapState]):
         """Add W_res v and LayerNorm, as transformer decoders do."""
         tie_msa_fsa: bool = False
         """MSA ranks with FSA's projections: the mean of its heads' scores."""
+        context_fields: tuple[str, ...] | None = None
+        """Event context fields that MSA and FSA see; None: all of them."""
+        recency: bool = True
+        """Whether MSA and FSA see the time between event and request."""
+        time_bias: bool = False
+        """Beyond the paper: a learned number per recency bucket joins Eq. 7, so that the complete
+        scope knows how old an event is (HSTU and TWIN score so)."""
+        recent_queries: int = 0
+        """Beyond the paper: a second query, the mean of the user's so many newest target-domain
+        items, picks a quarter of the K1 rows (MIRRN); 0 leaves all to the candidate."""
+        distill: float = 0.0
+        """Beyond the paper: weight of KL(FSA ‖ MSA) + KL(MSA ‖ CSA) over the rows that pass the
+        complete scope; the higher level teaches what the lower one should find."""
 
     def __init__(self, config: Lap.Config, features: Features) -> None:
         super().__init__()
         self.config = config
+        self._check_switches()
         width, item_width = config.width, features.item_width
+        self.recent_rows, self.distill_weight = config.recent_queries, config.distill
+        self.time_bias_V = nn.Parameter(torch.zeros(RECENCY_BUCKETS)) if config.time_bias else None
+        places, fields = _chosen_fields(features, config.context_fields)
+        self._places = None if len(fields) == len(features.event_context) else places
+        sizes = [field.size for field in features.event_context]
+        self._shift = [sum(sizes[:place]) for place in places], [field.size for field in fields]
         context = ContextTable(
-            features.event_context, features.context_width, recency=True, std=features.init_std
+            fields, features.context_width, recency=config.recency, std=features.init_std
         )
         self.fsa = (
             TargetAttention(item_width, width, config.heads, context, output=False)
@@ -113,7 +137,7 @@ class Lap(Backbone[LapState]):
         """Rows are read as they are; projections are absorbed into the queries."""
         complete = history.for_both(history.rows.without_context())
         only_csa = self.msa is None and self.fsa is None
-        return LapState(complete if only_csa else history.rows, complete)
+        return LapState(complete if only_csa else self._seen(history.rows), complete)
 
     def attend(
         self, state: LapState, query: Query, span_C2: Tensor, *, levels: bool = False
@@ -122,13 +146,20 @@ class Lap(Backbone[LapState]):
         config, whole = self.config, Selection(span_C2=span_C2)
         csa = self._csa_scoring(query)
         after_csa = (config.k1 if config.use_msa else config.k2) if self._narrows() else 0
-        complete = whole.pool(state.complete, csa, _op_norm(config.norm_csa), keep=after_csa)
+        first = after_csa - self._extra(after_csa)
+        complete = whole.pool(state.complete, csa, _op_norm(config.norm_csa), keep=first)
         parts = []
         if config.use_csa_output:
             # With a search table of its own a row is [search ‖ item]: the item is pooled.
             item_CD = complete.vector_CHD[:, 0, -query.vector_CD.shape[1] :]
             parts.append(self.csa_norm(item_CD))
-        selection = Selection(kept_CK=complete.kept_CK) if after_csa else whole
+        selection = whole
+        if after_csa:
+            passed_CK = self._joined(complete.kept_CK, state, query, span_C2, after_csa)
+            selection = Selection(kept_CK=passed_CK)
+        distillation = None
+        if config.distill and self.training:
+            distillation = self._distillation(state, query, selection)
         seen = {"complete": whole, "median": selection}
         if self.msa is not None:
             msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
@@ -143,7 +174,7 @@ class Lap(Backbone[LapState]):
         vector_CW = torch.cat(parts, 1) if parts else query.vector_CD[:, :0]
         has_rows_C1 = (span_C2[:, 1] > span_C2[:, 0])[:, None]
         described = self._describe(state, query, seen) if levels else ()
-        return Interest(vector_CW * has_rows_C1, levels=described)
+        return Interest(vector_CW * has_rows_C1, levels=described, distillation=distillation)
 
     def final_scoring(self, query: Query) -> Scoring:
         """Scores of the highest level in use over any rows (of the candidate's own query)."""
@@ -161,9 +192,24 @@ class Lap(Backbone[LapState]):
             return _best(whole, state.complete, csa, keep)
         selection = whole
         if self.config.k1:
-            selection = Selection(kept_CK=_best(whole, state.complete, csa, self.config.k1))
+            first = self.config.k1 - self._extra(self.config.k1)
+            kept_CK = _best(whole, state.complete, csa, first)
+            kept_CK = self._joined(kept_CK, state, query, span_C2, self.config.k1)
+            selection = Selection(kept_CK=kept_CK)
         msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
         return _best(selection, state.rows, msa, keep)
+
+    def stage_scorings(
+        self, state: LapState, query: Query
+    ) -> tuple[tuple[str, HistoryRows, Scoring], ...]:
+        """How each scope in use scores rows, any rows: its name, the rows it reads, the scoring."""
+        found = [(", complete scope", state.complete, self._csa_scoring(query))]
+        if self.msa is not None:
+            msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
+            found.append((", median scope", state.rows, msa))
+        if self.fsa is not None:
+            found.append((", focused scope", state.rows, self.final_scoring(query)))
+        return tuple(found)
 
     def passing(self, k1: int) -> Lap:
         """The same trained pyramid with another K1, sharing all parameters (Figure 5b)."""
@@ -193,13 +239,80 @@ class Lap(Backbone[LapState]):
         config = self.config
         return config.k1 > 0 if config.use_msa else config.use_fsa
 
-    def _csa_scoring(self, query: Query) -> Scoring:
-        query_CD = query.search_vector_CD
+    def _csa_scoring(self, query: Query, asked_CD: Tensor | None = None) -> Scoring:
+        """How the complete scope scores rows: with the candidate, or with `asked_CD`."""
+        query_CD = query.search_vector_CD if asked_CD is None else asked_CD
         scaled = self.config.norm_csa == "softmax"
         scale = 1 / math.sqrt(query_CD.shape[1]) if scaled else 1.0
         query_CHD = (query_CD * scale)[:, None, :]
-        bias_CHV = query_CHD.new_zeros(len(query_CHD), 1, 0)
-        return query.for_both(Scoring(query_CHD, bias_CHV))
+        if self.time_bias_V is None:
+            bias_CHV = query_CHD.new_zeros(len(query_CHD), 1, 0)
+            return query.for_both(Scoring(query_CHD, bias_CHV))
+        bias_CHV = self.time_bias_V.expand(len(query_CHD), 1, -1).contiguous()
+        return query.for_both(Scoring(query_CHD, bias_CHV, query.time_C))
+
+    def _seen(self, rows: HistoryRows) -> HistoryRows:
+        """The rows with the context fields in use, on an axis of codes of their own."""
+        if self._places is None:
+            return rows
+        before, sizes = self._shift
+        moved = [sum(sizes[:place]) - start for place, start in enumerate(before)]
+        code_TG = rows.code_TG[:, self._places] + rows.code_TG.new_tensor(moved)
+        return replace(rows, code_TG=code_TG)
+
+    def _extra(self, passing: int) -> int:
+        """How many of the passing rows the second query picks."""
+        return passing // 4 if self.config.recent_queries else 0
+
+    @torch.no_grad()
+    def _joined(
+        self,
+        kept_CK: Tensor | None,
+        state: LapState,
+        query: Query,
+        span_C2: Tensor,
+        passing: int,
+    ) -> Tensor:
+        """The candidate's rows with those of the second query, where there is one."""
+        assert kept_CK is not None
+        extra = self._extra(passing)
+        if not extra:
+            return kept_CK
+        assert query.recent_CD is not None
+        recent = self._csa_scoring(query, query.recent_CD)
+        second_CK = _best(Selection(span_C2=span_C2), state.complete, recent, passing)
+        return unite(kept_CK, second_CK, extra)
+
+    def _distillation(self, state: LapState, query: Query, selection: Selection) -> Tensor:
+        """KL of each level from the one above it, over the rows that pass the complete scope."""
+        if selection.kept_CK is not None:
+            row_CN, mask_CN = selection.kept_CK.clamp(min=0), selection.kept_CK >= 0
+        else:
+            assert selection.span_C2 is not None
+            row_CN, mask_CN = rows_of_span(selection.span_C2)
+        scored = [score_rows(state.complete, row_CN, mask_CN, self._csa_scoring(query))]
+        if self.msa is not None:
+            msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
+            scored.append(score_rows(state.rows, row_CN, mask_CN, msa))
+        if self.fsa is not None:
+            with torch.no_grad():
+                fsa = self.fsa.scoring(query.vector_CD, query.time_C)
+                scored.append(score_rows(state.rows, row_CN, mask_CN, fsa))
+        pairs = zip(scored[1:], scored[:-1], strict=True)
+        terms = [divergence(teacher, student[:, 0]) for teacher, student in pairs]
+        return torch.stack(terms).sum()
+
+    def _check_switches(self) -> None:
+        config = self.config
+        if config.distill and not (config.use_msa or config.use_fsa):
+            raise ConfigError(
+                "model.backbone.distill needs a level that teaches another: set use_msa or use_fsa"
+            )
+        if config.recent_queries and not self._narrows():
+            raise ConfigError(
+                "model.backbone.recent_queries picks rows that pass the complete scope, but here "
+                "all rows pass it: set k1 to more than 0, or recent_queries to 0"
+            )
 
     def _focused(self, rows: HistoryRows, selection: Selection, query: Query) -> Tensor:
         assert self.fsa is not None
@@ -242,6 +355,20 @@ def _best(selection: Selection, rows: HistoryRows, scoring: Scoring, keep: int) 
     kept_CK = selection.pool(rows, scoring, "softmax", keep=keep).kept_CK
     assert kept_CK is not None
     return kept_CK
+
+
+def _chosen_fields(
+    features: Features, names: tuple[str, ...] | None
+) -> tuple[list[int], list[Field]]:
+    """Places and fields of the named event context, in the data's order."""
+    known = [field.name for field in features.event_context]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(
+                f"the dataset has no event context field {name!r}{nearest(name, known)}"
+            )
+    places = [place for place, name in enumerate(known) if names is None or name in names]
+    return places, [features.event_context[place] for place in places]
 
 
 def _op_norm(norm: PyramidNorm) -> Literal["softmax", "mean", "raw"]:

@@ -51,6 +51,12 @@ def _compare() -> click.Command:
     return compare
 
 
+def _consistency() -> click.Command:
+    from lcn.cli.consistency import consistency
+
+    return consistency
+
+
 def _models() -> click.Command:
     from lcn.cli.models import models
 
@@ -69,6 +75,18 @@ def _bench() -> click.Command:
     return bench
 
 
+def _experiment() -> click.Command:
+    from lcn.cli.experiment import experiment
+
+    return experiment
+
+
+def _diagnose() -> click.Command:
+    from lcn.cli.diagnose import diagnose
+
+    return diagnose
+
+
 COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "data": ("Fetch, list and generate logs.", _data),
     "prepare": ("Turn logs into a dataset folder.", _prepare),
@@ -76,6 +94,9 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "evaluate": ("Measure a trained run, with intervals.", _evaluate),
     "predict": ("Write a run's click probabilities.", _predict),
     "compare": ("Compare runs, pair by pair.", _compare),
+    "experiment": ("The paper's tables and figures on your data.", _experiment),
+    "diagnose": ("Would lifelong cross-domain modelling pay on this log?", _diagnose),
+    "consistency": ("Does search find what attention wants?", _consistency),
     "models": ("List backbones and objectives.", _models),
     "bench": ("Measure speed and memory on this machine.", _bench),
     "demo": ("The whole way on real logs, in minutes.", _demo),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,13 @@ class Dataset:
     samples: dict[Split, Samples]
 
 
-def open_dataset(folder: Path | str) -> Dataset:
+def open_dataset(folder: Path | str, *, lifelong: Domain = "source") -> Dataset:
     """Open a dataset folder; columns stay on disk until rows are read.
+
+    Args:
+        folder: of a prepared dataset.
+        lifelong: the domain of lifelong histories; target is the single-domain view, see
+            `single_domain`.
 
     Raises:
         DataError: not a finished dataset, another schema version, or a column missing or cut off.
@@ -79,7 +84,21 @@ def open_dataset(folder: Path | str) -> Dataset:
         samples={split: _open_samples(folder / "samples" / split) for split in SPLITS},
     )
     _check_lengths(dataset)
-    return dataset
+    return dataset if lifelong == "source" else single_domain(dataset)
+
+
+def single_domain(dataset: Dataset) -> Dataset:
+    """The same impressions with the target domain's own events as their lifelong histories.
+
+    What reads source-domain rows reads target-domain rows instead, so that every backbone works
+    unchanged. Source: LCN (arXiv 2312.06424), Table 4.
+    """
+    samples = {
+        split: replace(rows, source_end_S=rows.target_end_S)
+        for split, rows in dataset.samples.items()
+    }
+    target = dataset.events["target"]
+    return replace(dataset, events={"source": target, "target": target}, samples=samples)
 
 
 def _open_events(folder: Path) -> EventStore:

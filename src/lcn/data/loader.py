@@ -34,6 +34,9 @@ class BatchConfig(Config):
     """N: newest source-domain events of the lifelong history."""
     short: int = 50
     """Newest events of each domain in the short-term histories."""
+    overlap: bool = True
+    """Whether the newest source-domain events stand in the lifelong history too, as in the paper;
+    False leaves it the events before the short-term ones."""
 
 
 class Collator:
@@ -56,11 +59,13 @@ class Collator:
         target_end_C = rows.target_end_S[sample]
         user_C = rows.user_S[sample].astype(np.int64)
 
-        longest = max(self._config.lifelong, self._config.short)
+        lifelong, short = self._config.lifelong, self._config.short
+        longest = max(lifelong, short) if self._config.overlap else lifelong + short
         source_row_T, source_C2 = _window(store["source"], user_C, user_of_C, source_end_C, longest)
         target_row_T, target_C2 = _window(
             store["target"], user_C, user_of_C, target_end_C, self._config.short
         )
+        short_source_C2, older_C2 = _cut(source_C2, short)
         address_I, (source_T, target_T, candidate_C) = self._unique.number(
             store["source"].item_E[source_row_T],
             store["target"].item_E[target_row_T],
@@ -71,9 +76,9 @@ class Collator:
             address_I=_tensor(address_I),
             source=_rows(store["source"], source_row_T, source_T, source_C2, user_of_C),
             target=_rows(store["target"], target_row_T, target_T, target_C2, user_of_C),
-            lifelong_C2=_newest(source_C2, self._config.lifelong),
-            short_source_C2=_newest(source_C2, self._config.short),
-            short_target_C2=_newest(target_C2, self._config.short),
+            lifelong_C2=_newest(source_C2 if self._config.overlap else older_C2, lifelong),
+            short_source_C2=_tensor(short_source_C2),
+            short_target_C2=_newest(target_C2, short),
             candidate_C=_tensor(candidate_C).long(),
             candidate_CA=_tensor(rows.candidate_SA[sample]),
             context_CR=_tensor(rows.context_SR[sample]),
@@ -185,10 +190,14 @@ def _rows(
     )
 
 
+def _cut(span_C2: Int64, newest: int) -> tuple[Int64, Int64]:
+    """The newest rows of each span, and the rows before them."""
+    at_C = np.maximum(span_C2[:, 0], span_C2[:, 1] - newest)
+    return np.stack([at_C, span_C2[:, 1]], 1), np.stack([span_C2[:, 0], at_C], 1)
+
+
 def _newest(span_C2: Int64, longest: int) -> torch.Tensor:
-    newest = span_C2.copy()
-    newest[:, 0] = np.maximum(newest[:, 0], newest[:, 1] - longest)
-    return torch.from_numpy(newest)
+    return torch.from_numpy(_cut(span_C2, longest)[0])
 
 
 def _tensor(column: NDArray) -> torch.Tensor:

@@ -112,6 +112,62 @@ class TwinConsistency:
     """Search with older parameters; None where there are none."""
 
 
+@dataclass(frozen=True, slots=True)
+class ConsistencyRow:
+    """One reading of one run: a bar of Figure 5a, or a point of Figure 5b."""
+
+    run: str
+    backbone: str
+    seed: int
+    way: str
+    """How the exact set is chosen: common (as every backbone), or one of TWIN's own and stale."""
+    k1: int | None
+    """LAP's K1 where it is another than the trained one; 0 is all rows."""
+    consistency: Consistency
+
+
+def consistency_rows(
+    model: Model,
+    dataset: Dataset,
+    split: Split,
+    batch: BatchConfig,
+    config: ConsistencyConfig | None = None,
+    *,
+    run: str = "",
+    seed: int = 0,
+    k1: tuple[int, ...] = (),
+) -> list[ConsistencyRow]:
+    """Every reading that a model has: the common one, TWIN's two others, LAP's other K1.
+
+    Args:
+        model: trained.
+        dataset: where the impressions are.
+        split: which of them.
+        batch: history lengths and batch size.
+        config: what to measure; None takes the defaults.
+        run: name of the rows.
+        seed: of the run.
+        k1: for LAP, further K1 to measure with; 0 is all rows.
+
+    Raises:
+        ConfigError: `k1` for a backbone other than LAP, or a backbone that attends to nothing.
+    """
+    name = model.config.backbone.name
+    parts = (model, dataset, split, batch, config)
+
+    def row(way: str, found: Consistency, k1: int | None = None) -> ConsistencyRow:
+        return ConsistencyRow(run, name, seed, way, k1, found)
+
+    if isinstance(model.backbone, Twin):
+        if k1:
+            raise ConfigError("K1 belongs to the backbone 'lap', this is 'twin'")
+        twin = measure_twin(*parts)
+        rows = [row("common", twin.common), row("own", twin.own)]
+        return rows + ([row("stale", twin.stale)] if twin.stale else [])
+    rows = [row("common", measure_consistency(*parts))]
+    return rows + [row("common", measure_consistency(*parts, k1=size), size) for size in k1]
+
+
 def measure_consistency(
     model: Model,
     dataset: Dataset,
@@ -259,7 +315,7 @@ def _measure(
     config: ConsistencyConfig,
     compared: _Compared,
 ) -> Consistency:
-    order, kept_share = _eligible(dataset, split, batch.lifelong, config)
+    order, kept_share = eligible(dataset, split, batch, config.least, config.limit, config.seed)
     device = next(model.parameters()).device
     found: list[Tensor] = []
     with _evaluating(model, compared.searcher), torch.inference_mode():
@@ -303,18 +359,29 @@ def _hits(model: Model, batch: Batch, config: ConsistencyConfig, compared: _Comp
     return torch.cat([shared_rows(exact_CK, found_CJ).long(), rows_C1], 1)
 
 
-def _eligible(
-    dataset: Dataset, split: Split, lifelong: int, config: ConsistencyConfig
+def eligible(
+    dataset: Dataset, split: Split, batch: BatchConfig, least: int, limit: int, seed: int
 ) -> tuple[NDArray[np.int64], float]:
-    """Impressions with enough rows, users one after the other, and their share."""
+    """Impressions with enough lifelong rows, users one after the other, and their share.
+
+    Args:
+        dataset: where the impressions are.
+        split: which of them.
+        batch: history lengths.
+        least: rows that are enough.
+        limit: impressions at most, drawn at random; 0 takes all.
+        seed: of the draw.
+    """
     samples = dataset.samples[split]
     user_S = np.asarray(samples.user_S)
     start_S = dataset.events["source"].offsets_U[user_S]
-    rows_S = np.minimum(np.asarray(samples.source_end_S) - start_S, lifelong)
-    enough = np.flatnonzero(rows_S >= max(config.least, 1))
+    rows_S = np.asarray(samples.source_end_S) - start_S
+    if not batch.overlap:
+        rows_S = np.maximum(rows_S - batch.short, 0)
+    enough = np.flatnonzero(np.minimum(rows_S, batch.lifelong) >= max(least, 1))
     share = len(enough) / len(user_S) if len(user_S) else math.nan
-    if config.limit and len(enough) > config.limit:
-        enough = np.random.default_rng(config.seed).choice(enough, config.limit, replace=False)
+    if limit and len(enough) > limit:
+        enough = np.random.default_rng(seed).choice(enough, limit, replace=False)
     return enough[np.lexsort((enough, user_S[enough]))], share
 
 

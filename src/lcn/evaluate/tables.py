@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lcn.evaluate.bootstrap import Interval
 from lcn.evaluate.compare import Difference, PairedDifference, holm
 from lcn.evaluate.replicate import METRICS
@@ -174,12 +176,15 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _json(tree: Any) -> str:
-    return json.dumps(_nulled(tree), indent=1, allow_nan=False)
+    return json.dumps(plain(tree), indent=1, allow_nan=False)
 
 
-def _nulled(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
+    """Return a tree as JSON can hold it: plain numbers; NaN and infinities become None."""
     if isinstance(tree, dict):
-        return {key: _nulled(value) for key, value in tree.items()}
+        return {str(key): plain(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_nulled(value) for value in tree]
+        return [plain(value) for value in tree]
+    if isinstance(tree, np.generic):
+        tree = tree.item()
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree

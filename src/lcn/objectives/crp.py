@@ -62,8 +62,13 @@ class Crp(Objective):
         weight_pc: float = 1.0
         negatives: int = 0
         """M of the `paper` form; 0 takes one per positive."""
+        pairs: int = 1
+        """Positive pairs of each type that a user gives per batch; only other users' pairs are
+        their negatives."""
         warmup: int = 0
         """Steps over which the weight rises linearly from 0."""
+        decay: int = 0
+        """Steps after the warm-up over which it falls linearly to 0 again; 0 keeps it."""
 
     def __init__(self, config: Crp.Config, setup: Setup) -> None:
         super().__init__()
@@ -83,12 +88,20 @@ class Crp(Objective):
         ):
             if weight:
                 total = total + weight * self._term(first_UL, second_UL, view)
-        rise = min((view.step + 1) / config.warmup, 1.0) if config.warmup else 1.0
-        return rise * total
+        return self.share(view.step) * total
+
+    def share(self, step: int) -> float:
+        """The share of the weight that is in force at a step."""
+        config, after = self.config, max(step + 1 - self.config.warmup, 0)
+        rise = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
+        return rise * (max(1 - after / config.decay, 0.0) if config.decay else 1.0)
 
     def _term(self, first_UL: Tensor, second_UL: Tensor, view: View) -> Tensor:
         """One of L_PT, L_PS, L_PC; 0 without a positive or without a negative."""
-        pairs = draw_pairs(first_UL, second_UL, view)
+        repeats = (self.config.pairs, 1)
+        first_PL = first_UL.repeat(repeats)
+        second_PL = first_PL if second_UL is first_UL else second_UL.repeat(repeats)
+        pairs = draw_pairs(first_PL, second_PL, view)
         if not pairs.valid_U.any():
             return view.zero()
         if self.config.form != "paper":
@@ -113,8 +126,9 @@ class Crp(Objective):
         key_I = view.item_keys()
         x_key_V, y_key_V = key_I[first_V], key_I[second_V]
         same_VV = (x_key_V[:, None] == y_key_V) | (y_key_V[:, None] == y_key_V)
-        # Each user stands here once, so the diagonal is "the same user"; its keys are equal too.
-        allowed_VV = ~same_VV
+        users = len(valid_U) // self.config.pairs
+        user_V = torch.arange(len(valid_U), device=valid_U.device)[valid_U] % users
+        allowed_VV = ~(same_VV | (user_V[:, None] == user_V))
         has_negative_V = allowed_VV.any(1)
         logit_VV = (x_VD @ y_VD.T / tau)[has_negative_V]
         allowed_VV, positive_V = allowed_VV[has_negative_V], positive_V[has_negative_V]

@@ -29,6 +29,8 @@ class Progress:
     batch: int = 0
     """Batches of this epoch already used."""
     step: int = 0
+    pretrained: int = 0
+    """Steps on objectives alone, counted in `step` too."""
     best_value: float | None = None
     best_step: int = 0
     without_gain: int = 0
@@ -151,7 +153,25 @@ def load_weights(path: Path, module: nn.Module) -> None:
     Raises:
         CheckpointError: damaged, or names or shapes are those of another model.
     """
-    tensors, own = _load(path), module.state_dict()
+    _load_into(path, _load(path), module)
+
+
+def load_part(path: Path, prefix: str, module: nn.Module) -> None:
+    """Read the parameters whose names start with `prefix` into a part of a model.
+
+    Raises:
+        CheckpointError: damaged, or names or shapes are those of another model.
+    """
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in _load(path).items()
+        if name.startswith(prefix)
+    }
+    _load_into(path, tensors, module)
+
+
+def _load_into(path: Path, tensors: dict[str, Tensor], module: nn.Module) -> None:
+    own = module.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         if name not in tensors or name not in own:
             where = "the file" if name in tensors else "this model"

@@ -10,6 +10,7 @@ from lcn.config import Config
 from lcn.data.loader import BatchConfig
 from lcn.model import ModelConfig
 from lcn.objectives import ObjectiveConfig
+from lcn.schema import Domain
 
 
 class TrainConfig(Config):
@@ -18,6 +19,10 @@ class TrainConfig(Config):
     seed: int = 0
     epochs: int = 10
     """At most; early stopping usually ends sooner."""
+    pretrain_steps: int = 0
+    """Steps on the objectives alone, at weight 1, before the first epoch and beside its steps."""
+    joint_objectives: bool = True
+    """False: objectives are for those first steps only, then clicks alone count."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     """On dense parameters only: decaying a table would touch rows that no batch touched."""
@@ -58,6 +63,12 @@ class RunConfig(Config):
     """Folder of a prepared dataset."""
     name: str = ""
     """What is trained, for tables; default: backbone and objectives. Seeds of a run share it."""
+    lifelong_domain: Domain = "source"
+    """Whose events the lifelong history holds; target is single-domain mode (the paper's Table 4):
+    histories and candidates of one domain, without objectives."""
+    item_vectors_from: str = ""
+    """A trained run on the same dataset whose item vectors this one starts from: those of the
+    search where `model.search_table` is own or frozen, else the model's."""
     model: ModelConfig = ModelConfig()
     objectives: tuple[ObjectiveConfig, ...] = ()
     """Auxiliary objectives: L = L_CTR + Σ weight · L."""
@@ -70,6 +81,44 @@ class RunConfig(Config):
             raise ValueError(
                 "model.stop_gradient: main without objectives leaves item vectors untrained; add "
                 "an objective (crp) or set it to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_domain_has_no_pairs(self) -> RunConfig:
+        if self.lifelong_domain == "target" and self.objectives:
+            names = ", ".join(each.name for each in self.objectives)
+            raise ValueError(
+                f"lifelong_domain: target leaves one domain, and objectives ({names}) relate two; "
+                "remove the objectives or set lifelong_domain to source"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_vectors_come_from_somewhere(self) -> RunConfig:
+        if self.model.search_table == "frozen" and not self.item_vectors_from:
+            raise ValueError(
+                "model.search_table: frozen searches with item vectors that nothing trains here; "
+                "set item_vectors_from to the folder of a run on this dataset"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pretraining_has_something_to_learn(self) -> RunConfig:
+        if self.train.pretrain_steps and not self.objectives:
+            raise ValueError(
+                "train.pretrain_steps trains on objectives alone and there are none; add one (crp) "
+                "or set it to 0"
+            )
+        if self.train.pretrain_steps and self.model.stop_gradient == "objective":
+            raise ValueError(
+                "train.pretrain_steps with model.stop_gradient: objective would move nothing; set "
+                "one of them to its default"
+            )
+        if self.objectives and not self.train.joint_objectives and not self.train.pretrain_steps:
+            raise ValueError(
+                "train.joint_objectives: false without train.pretrain_steps never uses the "
+                "objectives; set pretrain_steps, or remove them"
             )
         return self
 

@@ -33,6 +33,10 @@ from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
 from lcn.train.record import MetricLog, write_setup
+from lcn.train.transfer import take_item_vectors
+
+PRETRAINING_ORDER = 1_000_000
+"""Number of the order of samples in which pre-training begins: no epoch gets there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def train(
     _check_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    dataset = open_dataset(config.dataset)
+    dataset = open_dataset(config.dataset, lifelong=config.lifelong_domain)
     identity = {
         "dataset": dataset.manifest.fingerprint,
         "config": _digest(config),
@@ -87,6 +91,8 @@ def train(
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
     model.check(dataset)
+    if config.item_vectors_from:
+        take_item_vectors(Path(config.item_vectors_from), model, dataset.manifest.fingerprint)
     setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
     objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
     objectives.to(config.train.device)
@@ -128,10 +134,12 @@ class _Loop:
     def run(self, after_step: Callable[[int], None]) -> RunSummary:
         """Train until the epochs are used up or validation stops improving."""
         state, train = self.trainee.progress, self.config.train
+        self._pretrain(after_step)
         while state.epoch < train.epochs and not state.finished:
             for batch in self._timed(self._batches()):
                 started = time.perf_counter()
                 self._learn(batch)
+                state.batch += 1
                 self.training_s += time.perf_counter() - started
                 if train.evaluate_every and state.step % train.evaluate_every == 0:
                     self._validate()
@@ -159,19 +167,38 @@ class _Loop:
             wait_share=self.waiting_s / total if total else 0.0,
         )
 
+    def _pretrain(self, after_step: Callable[[int], None]) -> None:
+        """Steps on the objectives alone, in an order that no epoch has."""
+        state, train = self.trainee.progress, self.config.train
+        per_pass = math.ceil(len(self.dataset.samples["train"]) / self.config.batch.size)
+        while state.pretrained < train.pretrain_steps:
+            turn, first = divmod(state.pretrained, per_pass)
+            for batch in self._timed(self._ordered(PRETRAINING_ORDER + turn, first)):
+                self._learn(batch, clicks=False)
+                state.pretrained += 1
+                if state.step % train.checkpoint_every == 0:
+                    self._save()
+                after_step(state.step)
+                if state.pretrained == train.pretrain_steps:
+                    break
+
     def _batches(self) -> Iterator[Batch]:
         """What is left of this epoch."""
         state, config = self.trainee.progress, self.config
-        samples = self.dataset.samples["train"]
-        order = epoch_order(samples.user_S, config.batch.group, config.train.seed, state.epoch)
-        total = math.ceil(len(order) / config.batch.size)
+        total = math.ceil(len(self.dataset.samples["train"]) / config.batch.size)
         self.bar.epoch(state.epoch, config.train.epochs, total, state.batch)
+        return self._ordered(state.epoch, state.batch)
+
+    def _ordered(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch's order from the `first` on."""
+        config, samples = self.config, self.dataset.samples["train"]
+        order = epoch_order(samples.user_S, config.batch.group, config.train.seed, epoch)
         return load_batches(
             self.dataset,
             "train",
             config.batch,
             order,
-            first=state.batch,
+            first=first,
             workers=config.train.workers,
         )
 
@@ -184,14 +211,14 @@ class _Loop:
                 return
             yield batch
 
-    def _learn(self, batch: Batch) -> None:
-        """One optimiser step."""
+    def _learn(self, batch: Batch, *, clicks: bool = True) -> None:
+        """One optimiser step; on the objectives alone where `clicks` do not count."""
         state, train = self.trainee.progress, self.config.train
         self.model.train()
         batch = batch.to(train.device)
         for optimiser in self.trainee.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        loss, terms = self._loss(batch)
+        loss, terms = self._loss(batch) if clicks else self._objectives_alone(batch)
         if not math.isfinite(terms["loss"]):
             raise TrainingError(
                 f"the loss is {terms['loss']} at step {state.step + 1} (epoch {state.epoch}, batch "
@@ -209,28 +236,48 @@ class _Loop:
             torch.nn.utils.clip_grad_norm_(dense, train.clip_norm)
         for optimiser in self.trainee.optimisers:
             optimiser.step()
-        state.step, state.batch = state.step + 1, state.batch + 1
-        state.loss_sum, state.loss_count = state.loss_sum + terms["ctr"], state.loss_count + 1
+        state.step += 1
+        if clicks:
+            state.loss_sum, state.loss_count = state.loss_sum + terms["ctr"], state.loss_count + 1
         self.samples += len(batch)
         self.bar.step(state.step, terms["loss"], len(batch))
         if state.step % train.log_every == 0:
-            mean = state.loss_sum / state.loss_count
-            self._write("train", {**terms, "mean_ctr": mean})
+            mean = {"mean_ctr": state.loss_sum / state.loss_count} if state.loss_count else {}
+            self._write("train" if clicks else "pretraining", {**terms, **mean})
             state.loss_sum, state.loss_count = 0.0, 0
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         """L = L_CTR + the search stage's own loss + Σ weight · objective."""
-        state = self.trainee.progress
         output = self.model(batch)
         total, terms = click_loss(self.model, output, batch)
-        view = View(batch, output.item_ID, self.model.tables, self.trainee.generator, state.step)
+        if self.config.train.joint_objectives:
+            for objective, term in self._objective_terms(batch, output.item_ID, terms):
+                total = total + objective.weight * term
+        terms["loss"] = total.item()
+        return total, terms
+
+    def _objectives_alone(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        """L = Σ objective: in pre-training no click loss needs weights to balance against."""
+        terms: dict[str, float] = {}
+        item_ID = self.model.embed(batch).contrasted_ID
+        found = self._objective_terms(batch, item_ID, terms)
+        total = torch.stack([term for _, term in found]).sum()
+        terms["loss"] = total.item()
+        return total, terms
+
+    def _objective_terms(
+        self, batch: Batch, item_ID: torch.Tensor, terms: dict[str, float]
+    ) -> list[tuple[Objective, torch.Tensor]]:
+        """Each objective with its loss, whose values are added to `terms`."""
+        step = self.trainee.progress.step
+        view = View(batch, item_ID, self.model.tables, self.trainee.generator, step)
+        found = []
         for config, objective in zip(self.config.objectives, self.objectives, strict=True):
             assert isinstance(objective, Objective)
             term = objective(view)
             terms[config.name] = term.item()
-            total = total + objective.weight * term
-        terms["loss"] = total.item()
-        return total, terms
+            found.append((objective, term))
+        return found
 
     def _validate(self) -> None:
         """Evaluate on the validation split; keep the best parameters; decide whether to stop."""

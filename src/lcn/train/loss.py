@@ -1,4 +1,4 @@
-"""The click loss: cross-entropy of the model's logit and of its search stage's own."""
+"""The click loss: cross-entropy of the model's logit and of its search stages' own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from lcn.model import Model, Output
 
 
 def click_loss(model: Model, output: Output, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """L_CTR plus the search stage's loss where the backbone has one (SIM Soft).
+    """L_CTR plus the search stage's loss where the backbone has one (SIM Soft, LAP's `distill`).
 
     Returns:
-        The loss, and its terms by name: `ctr` and, where there is one, `search`.
+        The loss, and its terms by name: `ctr` and, where there are such, `search` and
+        `distillation`.
     """
     total = binary_cross_entropy_with_logits(output.logit_C, batch.label_C)
     terms = {"ctr": total.item()}
@@ -22,4 +23,8 @@ def click_loss(model: Model, output: Output, batch: Batch) -> tuple[Tensor, dict
         search = binary_cross_entropy_with_logits(auxiliary, batch.label_C)
         terms["search"] = search.item()
         total = total + model.backbone.auxiliary_weight * search
+    distillation = output.interest.distillation
+    if distillation is not None:
+        terms["distillation"] = distillation.item()
+        total = total + model.backbone.distill_weight * distillation
     return total, terms

@@ -27,6 +27,8 @@ def build_optimisers(
             if isinstance(part, nn.Embedding) and part.sparse
         }
         for parameter in module.parameters():
+            if not parameter.requires_grad:
+                continue
             (sparse if id(parameter) in tables else dense).append(parameter)
     optimisers: list[torch.optim.Optimizer] = []
     if dense:

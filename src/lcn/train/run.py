@@ -81,7 +81,7 @@ def open_run(folder: Path | str, dataset: Path | str | None = None) -> Run:
             "run `lcn train --resume` on it"
         )
     config = load_config(RunConfig, folder / "config.yaml")
-    opened = open_dataset(dataset or config.dataset)
+    opened = open_dataset(dataset or config.dataset, lifelong=config.lifelong_domain)
     trained_on = json.loads((folder / "environment.json").read_text())["dataset_fingerprint"]
     if opened.manifest.fingerprint != trained_on:
         raise CheckpointError(

@@ -26,7 +26,14 @@ from lcn.config import dump_config
 from lcn.data import cache as caching
 from lcn.data.mapping import Events, Impressions, Items, Mapping, SplitRule, Users
 from lcn.data.sources.synthetic_config import SyntheticConfig
-from lcn.data.sources.synthetic_world import BLOCK, Block, World, draw_block, draw_world
+from lcn.data.sources.synthetic_world import (
+    BLOCK,
+    Block,
+    World,
+    draw_block,
+    draw_world,
+    shared_items,
+)
 from lcn.errors import DataError
 
 ABOUT = "Generated logs with planted truth; the best reachable AUC is known"
@@ -159,14 +166,14 @@ def _tables(config: SyntheticConfig, block: Block, first: int) -> dict[str, pa.T
         ),
         "events_target": rows(
             target.user,
-            item_id=config.source_items + target.item,
+            item_id=_target_id(config, target.item),
             time_ms=START_MS + target.time,
             stay_seconds=target.stay.astype(np.float32),
         ),
         "impressions": _null_stay(
             rows(
                 shown.user,
-                item_id=config.source_items + shown.item,
+                item_id=_target_id(config, shown.item),
                 time_ms=START_MS + shown.time,
                 click=shown.click.astype(np.int8),
                 stay_seconds=shown.stay.astype(np.float32),
@@ -175,6 +182,11 @@ def _tables(config: SyntheticConfig, block: Block, first: int) -> dict[str, pa.T
         ),
         "users": rows(np.arange(BLOCK), segment=block.segment_U, region=block.region_U),
     }
+
+
+def _target_id(config: SyntheticConfig, item: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ids of target items: behind the source items, or those of the source items they are."""
+    return np.where(shared_items(config)[item], item, config.source_items + item)
 
 
 def _null_stay(table: pa.Table) -> pa.Table:
@@ -187,6 +199,8 @@ def _write_items(out: Path, config: SyntheticConfig, world: World) -> None:
     offset = 0 if config.shared_categories else config.categories
     category = np.concatenate([world.source.category_I, offset + world.target.category_I])
     domain = ["source"] * config.source_items + ["target"] * config.target_items
+    for item in np.flatnonzero(shared_items(config)).tolist():
+        domain[item] = "both"
     title = [
         f"{name} item {number} (category {group})"
         for number, (name, group) in enumerate(zip(domain, category, strict=True))
@@ -199,6 +213,9 @@ def _write_items(out: Path, config: SyntheticConfig, world: World) -> None:
             "domain": domain,
         }
     )
+    # A shared item stands in the list once, under its source id.
+    once = np.r_[np.ones(config.source_items, bool), ~shared_items(config)]
+    items = items.filter(pa.array(once))
     pq.write_table(items, out / "items.parquet", compression="zstd")
 
 

@@ -13,7 +13,9 @@ class SyntheticConfig(Config):
     users: int = Field(default=1_000, ge=1)
     source_items: int = Field(default=4_000, ge=1)
     target_items: int = Field(default=1_000, ge=1)
-    """Items of the two domains are disjoint."""
+    """Items of the two domains are disjoint, but for `shared_items`."""
+    shared_items: float = Field(default=0.0, ge=0, le=1)
+    """Share of the target items that are source items too: one item, one id, in both logs."""
     categories: int = Field(default=60, ge=2)
     """Item groups; both domains use the same ones unless `shared_categories` is off."""
     shared_categories: bool = True
@@ -53,4 +55,11 @@ class SyntheticConfig(Config):
             raise ValueError(f"impression_days {self.impression_days} exceeds days {self.days}")
         if min(self.source_items, self.target_items) < self.categories:
             raise ValueError("each domain needs at least one item per category")
+        if self.shared_items and self.target_items > self.source_items:
+            raise ValueError(
+                f"shared_items needs at least as many source items as target items, got "
+                f"{self.source_items} and {self.target_items}"
+            )
+        if self.shared_items and not self.shared_categories:
+            raise ValueError("shared_items needs shared_categories: one item has one category")
         return self

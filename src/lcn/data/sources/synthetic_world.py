@@ -114,12 +114,20 @@ def draw_world(config: SyntheticConfig) -> World:
     centre_CZ = rng.normal(size=(config.categories, LATENT))
     share = np.arange(1, config.categories + 1) ** (-config.popularity_skew / 2)
     share = rng.permutation(share)
-    return World(
-        centre_CZ=centre_CZ,
-        category_share=np.cumsum(share / share.sum()),
-        source=_draw_catalogue(rng, config, centre_CZ, config.source_items),
-        target=_draw_catalogue(rng, config, centre_CZ, config.target_items),
-    )
+    source = _draw_catalogue(rng, config, centre_CZ, config.source_items)
+    target = _draw_catalogue(rng, config, centre_CZ, config.target_items)
+    shared_I = shared_items(config)
+    target.latent_IZ[shared_I] = source.latent_IZ[: config.target_items][shared_I]
+    return World(centre_CZ, np.cumsum(share / share.sum()), source, target)
+
+
+def shared_items(config: SyntheticConfig) -> NDArray[np.bool_]:
+    """[I] whether a target item is also the source item of the same number.
+
+    Spread evenly over the numbers, and so over categories and popularity; more sharing only adds.
+    """
+    place_I = np.arange(config.target_items) * 0.6180339887498949 % 1.0
+    return place_I < config.shared_items
 
 
 def _draw_catalogue(

@@ -1,0 +1,87 @@
+"""`lcn consistency`."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lcn.schema import SPLITS
+
+if TYPE_CHECKING:
+    from lcn.evaluate.consistency import ConsistencyRow
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Which samples."
+)
+@click.option("--dataset", help="Where the dataset is now, if it has moved.")
+@click.option("--size", default=50, show_default=True, help="Rows in the exact set.")
+@click.option(
+    "--least", default=100, show_default=True, help="Impressions with fewer rows are left out."
+)
+@click.option("--limit", default=2000, show_default=True, help="Impressions at most; 0 takes all.")
+@click.option("--k1", type=int, multiple=True, help="For LAP: also with this K1 (0: all rows).")
+@click.option("--seed", default=0, show_default=True, help="Which impressions are drawn.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
+def consistency(
+    runs: tuple[Path, ...],
+    split: str,
+    dataset: str | None,
+    k1: tuple[int, ...],
+    as_json: bool,
+    **sizes: int,
+) -> None:
+    """Does search deliver what attention would choose? The consistency of trained RUNS (Figure 5).
+
+    Of the rows that the final stage would weigh most over the whole history, the share that the
+    stages before it deliver. One definition for every backbone, beside what a random choice
+    scores; TWIN is reported three ways.
+    """
+    from lcn.api import consistency as measure
+    from lcn.evaluate.consistency import ConsistencyConfig
+
+    config = ConsistencyConfig(**sizes)
+    rows = [
+        row
+        for run in runs
+        for row in measure(run, split, config=config, k1=k1, dataset=dataset)  # type: ignore[arg-type]
+    ]
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    _print(rows)
+
+
+def _print(rows: list[ConsistencyRow]) -> None:
+    from rich.table import Table
+
+    from lcn.cli.output import result_console
+
+    table = Table(title="Consistency", title_justify="left")
+    for title in ("run", "backbone", "seed", "exact set", "K1"):
+        table.add_column(title)
+    for title in ("consistency", "± error", "random", "impressions", "share of split"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        found = row.consistency
+        table.add_row(
+            row.run,
+            row.backbone,
+            str(row.seed),
+            row.way,
+            "-" if row.k1 is None else str(row.k1 or "all"),
+            *(
+                "-" if math.isnan(number) else f"{number:.3f}"
+                for number in (found.value, found.error, found.chance)
+            ),
+            f"{found.impressions:,}",
+            f"{found.kept_share:.0%}",
+        )
+    result_console().print(table)

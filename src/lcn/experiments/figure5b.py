@@ -1,0 +1,92 @@
+"""Figure 5b: the pyramid's consistency as more rows pass the complete scope."""
+
+from __future__ import annotations
+
+from lcn.evaluate.consistency import sweep_k1
+from lcn.evaluate.tables import plain
+from lcn.experiments.figures import exact_set, open_runs, over_seeds, rows_of_table5, seeds_cell
+from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel, Verdict
+from lcn.experiments.rows import Sizes
+from lcn.experiments.runner import Bench, Told, Workers, fit_rows, fitted_ok
+from lcn.experiments.tables import row_record
+from lcn.experiments.work import Finding
+
+SHARES = (0.25, 0.5, 1.0, 2.5, 5.0)
+"""Of K1: the paper's 50, 100, 200, 500 and 1,000 of 200."""
+
+
+def k1_sizes(sizes: Sizes) -> tuple[int, ...]:
+    """The K1 to measure with; 0, all rows, comes last."""
+    return (*(max(1, round(share * sizes.k1)) for share in SHARES), 0)
+
+
+def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
+    """Measure trained pyramids with other K1 than they were trained with."""
+    rows = rows_of_table5(bench.sizes, "LCN-200-50 w/o CRP", "LCN-200-50")
+    fitted = fit_rows(bench, rows, workers=workers, say=say)
+    config, sizes = exact_set(bench.sizes), k1_sizes(bench.sizes)
+    found = {
+        each.row.name: [
+            [
+                one.value
+                for _, one in sweep_k1(
+                    opened.model, opened.dataset, "test", opened.config.batch, config, sizes
+                )
+            ]
+            for opened in open_runs(bench, each)
+        ]
+        for each in fitted_ok(fitted)
+    }
+    points = {
+        name: [over_seeds([seed[place] for seed in seeds]) for place in range(len(sizes))]
+        for name, seeds in found.items()
+    }
+    labels = [str(size) if size else "all" for size in sizes]
+    shown = [size or bench_longest(bench, sizes) for size in sizes]
+    return Finding(
+        title="Consistency by K1",
+        summary=f"The same trained models; K1 other than {bench.sizes.k1} in measuring alone.",
+        panels=(
+            CurvePanel(
+                title="Consistency by K1",
+                xlabel="rows that pass the complete scope",
+                ylabel="consistency",
+                lines=tuple(
+                    Line(name=name, x=tuple(map(float, shown)),
+                         y=tuple(one.mean for one in each))
+                    for name, each in points.items()
+                ),
+                note="The last point passes all rows.",
+            ),
+            TablePanel(
+                title="Consistency by K1",
+                head=("row", *labels),
+                rows=tuple(
+                    (Cell(text=name), *(seeds_cell(one) for one in each))
+                    for name, each in points.items()
+                ),
+                note="Mean and 95 % interval over seeds.",
+            ),
+        ),
+        verdicts=tuple(_verdict(name, seeds) for name, seeds in found.items()),
+        rows=tuple(row_record(bench, each) for each in fitted),
+        data=plain({"k1": sizes, "consistency": found}),
+    )  # fmt: skip
+
+
+def bench_longest(bench: Bench, sizes: tuple[int, ...]) -> int:
+    """Where to draw "all rows": the configured longest history, or beyond the largest K1."""
+    settings = dict(each.split("=", 1) for each in bench.options.all_settings)
+    return max(int(settings.get("batch.lifelong", 500)), *sizes)
+
+
+def _verdict(name: str, seeds: list[list[float]]) -> Verdict:
+    """Rising from the smallest K1 to all rows?"""
+    gap = over_seeds([seed[-1] - seed[0] for seed in seeds])
+    holding = "holds" if gap.low > 0 else "does not hold" if gap.high < 0 else "open"
+    return Verdict(
+        claim=f"consistency of {name} rises with K1",
+        holding=holding,
+        evidence=f"all rows minus the smallest K1: {gap.mean:+.3f} "
+        f"[{gap.low:+.3f}, {gap.high:+.3f}]",
+    )

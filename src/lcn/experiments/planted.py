@@ -1,0 +1,39 @@
+"""Generated logs with planted truth, prepared once per config and kept in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from lcn.data.mapping import read_mapping
+from lcn.data.prepare import prepare
+from lcn.data.sources import synthetic
+from lcn.data.sources.synthetic_config import SyntheticConfig
+
+LOG = {"categories": 20, "source_items": 1000, "target_items": 400, "seed": 1}
+"""Few enough items that the training days show each of them often."""
+
+
+def planted_dataset(config: SyntheticConfig, root: Path) -> Path:
+    """The prepared dataset of a generated log: made once, whole or not at all.
+
+    Args:
+        config: what is planted.
+        root: the results store.
+    """
+    text = json.dumps([synthetic.VERSION, config.model_dump(mode="json")], sort_keys=True)
+    folder = root / "planted" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if (folder / "manifest.json").exists():
+        return folder
+    work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    synthetic.generate(work / "logs", config)
+    mapping = work / "logs" / "mapping.yaml"
+    prepare(read_mapping(mapping), work / "dataset", base=mapping.parent)
+    shutil.rmtree(folder, ignore_errors=True)
+    (work / "dataset").replace(folder)
+    shutil.rmtree(work)
+    return folder

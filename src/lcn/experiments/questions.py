@@ -1,0 +1,244 @@
+"""The paper's open questions: longer histories, kinds of side information, items in both domains.
+
+Lengths and side information are asked of the given datasets (and of a generated log for lengths
+that real ones do not have); items in both domains must be planted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from lcn.data.dataset import open_dataset
+from lcn.data.sources.synthetic_config import SyntheticConfig
+from lcn.evaluate.compare import Difference
+from lcn.evaluate.tables import plain
+from lcn.experiments.measure import Measured, measure
+from lcn.experiments.planted import LOG, planted_dataset
+from lcn.experiments.record import (
+    CurvePanel,
+    Line,
+    Panel,
+    RowRecord,
+    TablePanel,
+    Verdict,
+)
+from lcn.experiments.rows import NONE, Claim, Row, Sizes, Table
+from lcn.experiments.runner import Bench, Told, Workers, fit_rows, open_bench
+from lcn.experiments.settings import Options
+from lcn.experiments.tables import show
+from lcn.experiments.work import Finding
+
+LENGTHS = (100, 500, 2000, 5000, 10_000, 20_000)
+SHARES = (0.0, 0.1, 0.25, 0.5)
+"""Of the target items that are source items too."""
+LONG = {"source_events": 20_000, "impressions": 60.0, "activity_skew": 0.3}
+"""A generated log with histories of 20,000 events; many impressions per user, so that few users
+are enough to learn from."""
+LONG_USERS = 20
+"""Times fewer users than in the other generated logs."""
+
+
+def run(
+    datasets: Sequence[Path], options: Options, root: Path, workers: Workers, say: Told | None
+) -> Finding:
+    """Answer the three questions.
+
+    Args:
+        datasets: real logs for lengths and side information; may be empty.
+        options: seeds, trials, users of the generated logs.
+        root: the results store.
+        workers: processes.
+        say: told of finished runs.
+    """
+    parts = [_on_dataset(dataset, options, root, workers, say) for dataset in datasets]
+    planted = replace(options, settings=options.planted, sizes=options.sizes or Sizes(100, 30))
+    parts.append(_long(planted, root, workers, say))
+    parts.append(_shared(planted, root, workers, say))
+    return Finding(
+        title="The paper's open questions",
+        summary=(
+            "Histories beyond 2,000 events; which side information the median and focused scope "
+            "need; items that occur in both domains."
+        ),
+        panels=tuple(panel for part in parts for panel in part.panels),
+        verdicts=tuple(verdict for part in parts for verdict in part.verdicts),
+        rows=tuple(row for part in parts for row in part.rows),
+        data={part.title: part.data for part in parts},
+    )
+
+
+def length_table(longest: int) -> Table:
+    """The pyramid and SIM Soft with more and more of the history, as far as there is any."""
+    known = [length for length in LENGTHS if length < longest]
+    lengths = (*known, LENGTHS[len(known)]) if len(known) < len(LENGTHS) else LENGTHS
+    rows = [Row(NONE, "none")]
+    claims = []
+    for name, recipe in (("SIM Soft", "sim_soft"), ("LAP", "lap")):
+        rows += [
+            Row(f"{name}, N={length}", recipe, (f"batch.lifelong={length}",)) for length in lengths
+        ]
+        claims += [
+            Claim(f"{name} gains from {b} events over {a}", f"{name}, N={b}", f"{name}, N={a}")
+            for a, b in pairwise(lengths)
+        ]
+    return Table("lengths", "Longer histories", tuple(rows), (NONE,), tuple(claims))
+
+
+def side_table(fields: Sequence[str]) -> Table:
+    """The pyramid with all context, none, and each kind alone."""
+    whole, bare = "all side information", "the item alone"
+
+    def seeing(names: Sequence[str], *, recency: bool) -> tuple[str, ...]:
+        kept = "[" + ", ".join(names) + "]"
+        return (
+            f"model.backbone.context_fields={kept}",
+            f"model.backbone.recency={str(recency).lower()}",
+        )
+
+    rows = [
+        Row(NONE, "none"),
+        Row(bare, "lap", seeing((), recency=False)),
+        Row("time since the event", "lap", seeing((), recency=True)),
+    ]
+    if fields:
+        rows += [Row(f"{name} alone", "lap", seeing((name,), recency=False)) for name in fields]
+        rows.append(Row(whole, "lap"))
+    claims = tuple(
+        Claim(f"side information raises AUC: {row.name}", row.name, bare) for row in rows[2:]
+    )
+    return Table("side", "Kinds of side information", tuple(rows), (NONE, bare), claims)
+
+
+def _on_dataset(
+    dataset: Path, options: Options, root: Path, workers: Workers, say: Told | None
+) -> Finding:
+    from lcn.experiments.run import seen_dataset
+
+    bench = open_bench(seen_dataset(dataset, root, options), root, options)
+    opened = open_dataset(bench.dataset)
+    rows = opened.samples["test"]
+    length_S = np.asarray(rows.source_end_S) - opened.events["source"].offsets_U[rows.user_S]
+    longest = int(np.quantile(length_S, 0.99)) if len(length_S) else 0
+    lengths = length_table(longest)
+    fields = [field.name for field in opened.manifest.event_context]
+    tables = [lengths, side_table(fields)]
+    return _joined(bench.name, [(table, *_trained(bench, table, workers, say)) for table in tables])
+
+
+def _long(options: Options, root: Path, workers: Workers, say: Told | None) -> Finding:
+    users = max(100, options.users // LONG_USERS)
+    long = {**LONG, "source_events": 2000} if options.quick else LONG
+    config = SyntheticConfig(users=users, **long, **LOG)
+    bench = open_bench(planted_dataset(config, root), root, options)
+    table = length_table(config.source_events)
+    name = f"generated log, {config.source_events:,} source events a user"
+    return _joined(name, [(table, *_trained(bench, table, workers, say))])
+
+
+def _shared(options: Options, root: Path, workers: Workers, say: Told | None) -> Finding:
+    """Gains by the share of target items that are source items too."""
+    rows = tuple(
+        Row(name, recipe)
+        for name, recipe in ((NONE, "none"), ("SIM Soft", "sim_soft"), ("LAP", "lap"),
+                             ("LCN", "lcn"))
+    )  # fmt: skip
+    names = tuple(row.name for row in rows[1:])
+    claims = tuple(Claim("", name, NONE) for name in names)
+    claims += (Claim("", "LCN", "LAP"),)
+    table = Table("shared", "Items in both domains", rows, (NONE,), claims)
+    shares = (SHARES[0], SHARES[-1]) if options.quick else SHARES
+    found: dict[float, Measured] = {}
+    for share in shares:
+        config = SyntheticConfig(users=options.users, shared_items=share, **LOG)
+        bench = open_bench(planted_dataset(config, root), root, options)
+        found[share] = _trained(bench, table, workers, say)[1]
+    gains = _gains(found, names)
+    panel = CurvePanel(
+        title="Gain by the share of items in both domains",
+        xlabel="share of target items that are source items too",
+        ylabel="difference in AUC",
+        lines=tuple(
+            Line(name=name, x=tuple(s for s, _ in each), y=tuple(d.difference for _, d in each))
+            for name, each in gains.items()
+            if each
+        ),
+    )
+    verdicts = []
+    for name, each in gains.items():
+        if len(each) < 2:
+            continue
+        first, last = each[0][1], each[-1][1]
+        gap = last.difference - first.difference
+        error = 1.96 * float(np.hypot(first.standard_error, last.standard_error))
+        holding = "holds" if gap > error else "does not hold" if gap < -error else "open"
+        verdicts.append(
+            Verdict(
+                claim=f"shared items raise {name}",
+                holding=holding,
+                evidence=f"{each[0][0]:.0%}: {first.difference:+.4f}, {each[-1][0]:.0%}: "
+                f"{last.difference:+.4f}; difference {gap:+.4f} ± {error:.4f}",
+            )
+        )
+    data = {
+        name: [{"share": share, "gain": one.difference, "low": one.low, "high": one.high}
+               for share, one in each]
+        for name, each in gains.items()
+    }  # fmt: skip
+    return Finding(
+        title="Items in both domains",
+        panels=(panel,),
+        verdicts=tuple(verdicts),
+        data=plain(data),
+    )
+
+
+def _gains(
+    found: dict[float, Measured], names: Sequence[str]
+) -> dict[str, list[tuple[float, Difference]]]:
+    """Pair of systems -> share of common items and difference in AUC."""
+    pairs = [*((name, NONE) for name in names), ("LCN", "LAP")]
+    return {
+        f"{other} − {reference}": [
+            (share, pair.difference.auc)
+            for share, measured in found.items()
+            if (pair := measured.pair(other, reference)) is not None
+        ]
+        for other, reference in pairs
+    }
+
+
+def _trained(
+    bench: Bench, table: Table, workers: Workers, say: Told | None
+) -> tuple[Finding, Measured]:
+    fitted = fit_rows(bench, table.rows, workers=workers, say=say)
+    measured = measure(bench, table, fitted)
+    return show(bench, table, fitted, measured), measured
+
+
+def _joined(name: str, parts: Sequence[tuple[Table, Finding, Measured]]) -> Finding:
+    """Findings of several tables on one dataset, each panel saying where it is from."""
+    panels: list[Panel] = []
+    verdicts: list[Verdict] = []
+    rows: list[RowRecord] = []
+    for table, finding, _ in parts:
+        for panel in finding.panels:
+            if isinstance(panel, TablePanel):
+                title = f"{name}: {table.title}. {panel.title}"
+                panels.append(panel.model_copy(update={"title": title}))
+        verdicts += [
+            verdict.model_copy(update={"claim": f"{name}: {verdict.claim}"})
+            for verdict in finding.verdicts
+        ]
+        rows += finding.rows
+    return Finding(
+        title=name,
+        panels=tuple(panels),
+        verdicts=tuple(verdicts),
+        rows=tuple(rows),
+        data={table.name: finding.data for table, finding, _ in parts},
+    )

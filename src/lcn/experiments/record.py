@@ -1,0 +1,193 @@
+"""What an experiment found, on disk: panels to show, verdicts, and how it was made."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lcn.errors import DataError
+from lcn.experiments.store import write_whole
+
+Mark = Literal["", "better", "worse", "open", "best", "quoted"]
+Holding = Literal["holds", "does not hold", "open"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings"
+    )
+
+
+class Cell(_Record):
+    """A cell of a table."""
+
+    text: str
+    detail: str = ""
+    """Shown small below it: an interval."""
+    value: float | None = None
+    """What a sortable table sorts by."""
+    mark: Mark = ""
+
+
+class TablePanel(_Record):
+    """A table; the first column names the rows."""
+
+    kind: Literal["table"] = "table"
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+class Line(_Record):
+    """A curve."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class CurvePanel(_Record):
+    """Curves in one picture."""
+
+    kind: Literal["curves"] = "curves"
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: tuple[Line, ...]
+    note: str = ""
+
+
+class Bar(_Record):
+    """An estimate with its interval."""
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+
+
+class ForestPanel(_Record):
+    """Estimates with intervals, one below the other."""
+
+    kind: Literal["forest"] = "forest"
+    title: str
+    xlabel: str
+    bars: tuple[Bar, ...]
+    zero: float | None = 0.0
+    note: str = ""
+
+
+class Cloud(_Record):
+    """Points of one colour."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class ScatterPanel(_Record):
+    """Points in the plane."""
+
+    kind: Literal["scatter"] = "scatter"
+    title: str
+    clouds: tuple[Cloud, ...]
+    note: str = ""
+
+
+Panel = Annotated[TablePanel | CurvePanel | ForestPanel | ScatterPanel, Field(discriminator="kind")]
+
+
+class Verdict(_Record):
+    """A claim and what the runs say about it."""
+
+    claim: str
+    holding: Holding
+    evidence: str
+
+
+class RowRecord(_Record):
+    """How a row came about."""
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...]
+    chosen: tuple[str, ...]
+    """Overrides that validation chose."""
+    trials: tuple[tuple[tuple[str, ...], float], ...]
+    """Overrides tried, each with its validation value."""
+    runs: tuple[str, ...]
+    """Run folders inside the store, one per seed."""
+    error: str = ""
+
+
+class Origin(_Record):
+    """Where the numbers come from."""
+
+    command: str
+    commit: str
+    version: str
+    machine: str
+    date: datetime
+    seconds: float
+    """Of this call; runs that were there before cost nothing."""
+    dataset: str
+    fingerprint: str
+    licence: str = ""
+    seeds: tuple[int, ...]
+    trials: int
+    settings: tuple[str, ...]
+    sizes: tuple[int, int] | None = None
+    quick: bool = False
+
+
+class ExperimentRecord(_Record):
+    """An experiment on one dataset."""
+
+    experiment: str
+    title: str
+    summary: str = ""
+    panels: tuple[Panel, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    rows: tuple[RowRecord, ...] = ()
+    data: dict[str, Any] = {}
+    """The numbers behind the panels, for programs."""
+    origin: Origin
+
+
+def save_record(path: Path, record: ExperimentRecord) -> Path:
+    """Write a record, whole or not at all."""
+    write_whole(path, record.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def load_record(path: Path) -> ExperimentRecord:
+    """Read a record.
+
+    Raises:
+        DataError: not a record, or of another version of the program.
+    """
+    try:
+        return ExperimentRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise DataError(
+            f"{path} is no record of an experiment that this program can read ({error}); run the "
+            "experiment again: finished runs are reused"
+        ) from error
+
+
+def number_cell(value: float, decimals: int = 4, *, sign: bool = False) -> Cell:
+    """A cell of one number; `-` for what is undefined."""
+    if math.isnan(value):
+        return Cell(text="-")
+    form = f"{'+' if sign else ''}.{decimals}f"
+    return Cell(text=format(value, form), value=value)
+
+
+def now() -> datetime:
+    """The present moment, for the command line to pass on."""
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,0 +1,183 @@
+"""Run an experiment on datasets: from a name and options to records with their provenance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from lcn import __version__
+from lcn.data.dataset import open_dataset
+from lcn.errors import ConfigError, nearest
+from lcn.experiments.names import EXPERIMENTS, FIGURES, GENERATED, TABLES
+from lcn.experiments.record import ExperimentRecord, Origin, save_record
+from lcn.experiments.runner import Bench, Told, Workers, open_bench, own_workers
+from lcn.experiments.settings import QUICK, QUICK_USERS, Options, merged
+from lcn.experiments.subset import take_users
+from lcn.experiments.tables import run_table
+from lcn.experiments.work import Finding
+from lcn.train.record import commit, processor
+
+ROOT = Path("runs/experiments")
+
+Experiment = Callable[[Bench, Workers, Told | None], Finding]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who asked for what, when: goes on every record."""
+
+    command: str
+    now: datetime
+
+
+def run_experiments(
+    names: Sequence[str],
+    datasets: Sequence[Path],
+    options: Options,
+    call: Call,
+    *,
+    root: Path = ROOT,
+    say: Told | None = None,
+) -> list[ExperimentRecord]:
+    """Run experiments on datasets and save what they found.
+
+    Args:
+        names: of `EXPERIMENTS`.
+        datasets: folders of prepared datasets; `conditions` needs none, it generates its logs.
+        options: seeds, trials, settings.
+        call: the command and the date, for the records.
+        root: the results store.
+        say: told of each finished run; None shows a bar on stderr.
+
+    Raises:
+        ConfigError: unknown experiment, or no dataset for one that needs it.
+    """
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise ConfigError(f"no experiment is called {name!r}{nearest(name, EXPERIMENTS)}")
+        if not datasets and name not in GENERATED:
+            raise ConfigError(
+                f"experiment {name} needs the folder of a prepared dataset; make one with "
+                "`lcn prepare SOURCE FOLDER`"
+            )
+    options = quick(options) if options.quick else options
+    records = []
+    with own_workers(None, options.jobs) as workers:
+        for name in names:
+            if name in GENERATED:
+                records.append(_generated(name, datasets, options, call, root, workers, say))
+                continue
+            for dataset in datasets:
+                bench = open_bench(seen_dataset(dataset, root, options), root, options)
+                records.append(_recorded(name, bench, call, workers, say))
+    return records
+
+
+def quick(options: Options) -> Options:
+    """A first look: few users, one epoch, short histories, few trials and seeds."""
+    return replace(
+        options,
+        seeds=options.seeds[:2],
+        trials=min(options.trials, 2),
+        settings=merged(options.settings, QUICK),
+        planted=merged(options.planted, QUICK),
+        resamples=min(options.resamples, 200),
+        users=min(options.users, 1500),
+    )
+
+
+def experiment_of(name: str) -> Experiment:
+    """The function behind a name."""
+    if name in TABLES:
+        return lambda bench, workers, say: run_table(name, bench, workers=workers, say=say)
+    from lcn.experiments import figure4, figure5a, figure5b, mass
+
+    modules = {"figure4": figure4, "figure5a": figure5a, "figure5b": figure5b, "mass": mass}
+    return modules[name].run
+
+
+def seen_dataset(dataset: Path, root: Path, options: Options) -> Path:
+    """The dataset itself, or its quick view."""
+    if not options.quick:
+        return dataset
+    manifest = open_dataset(dataset).manifest
+    view = root / "views" / f"{manifest.name}-{manifest.fingerprint}-{QUICK_USERS}"
+    return take_users(dataset, view, QUICK_USERS)
+
+
+def _recorded(
+    name: str, bench: Bench, call: Call, workers: Workers, say: Told | None
+) -> ExperimentRecord:
+    started = time.monotonic()
+    finding = experiment_of(name)(bench, workers, say)
+    record = with_origin(name, finding, bench, call, time.monotonic() - started)
+    save_record(bench.store.record_path(_file_name(name, bench.options)), record)
+    return record
+
+
+def _generated(  # the two experiments that make their own logs
+    name: str,
+    datasets: Sequence[Path],
+    options: Options,
+    call: Call,
+    root: Path,
+    workers: Workers,
+    say: Told | None,
+) -> ExperimentRecord:
+    from lcn.experiments import conditions, questions
+
+    started = time.monotonic()
+    module = {"conditions": conditions, "questions": questions}[name]
+    finding = module.run(datasets, options, root, workers, say)
+    options = replace(options, settings=options.planted)
+    record = with_origin(name, finding, None, call, time.monotonic() - started, options)
+    save_record(root / "planted" / "records" / f"{_file_name(name, options)}.json", record)
+    return record
+
+
+def with_origin(
+    name: str,
+    finding: Finding,
+    bench: Bench | None,
+    call: Call,
+    seconds: float,
+    options: Options | None = None,
+) -> ExperimentRecord:
+    """A finding with its provenance."""
+    options = bench.options if bench is not None else options or Options()
+    licence = open_dataset(bench.dataset).manifest.licence if bench is not None else ""
+    return ExperimentRecord(
+        experiment=name,
+        title=finding.title,
+        summary=finding.summary,
+        panels=finding.panels,
+        verdicts=finding.verdicts,
+        rows=finding.rows,
+        data=finding.data,
+        origin=Origin(
+            command=call.command,
+            commit=commit(),
+            version=__version__,
+            machine=processor(),
+            date=call.now,
+            seconds=seconds,
+            dataset=bench.name if bench is not None else "generated logs",
+            fingerprint=bench.store.fingerprint if bench is not None else "",
+            licence=licence,
+            seeds=options.seeds,
+            trials=options.trials,
+            settings=options.all_settings,
+            sizes=(bench.sizes.k1, bench.sizes.k2) if bench is not None else None,
+            quick=options.quick,
+        ),
+    )
+
+
+def _file_name(name: str, options: Options) -> str:
+    return f"{name}-quick" if options.quick else name
+
+
+__all__ = ["FIGURES", "ROOT", "Call", "experiment_of", "quick", "run_experiments", "with_origin"]

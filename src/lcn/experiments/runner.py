@@ -1,0 +1,348 @@
+"""Train what an experiment needs: tune every row alike, then run its seeds; resume where it was.
+
+Runs are jobs for worker processes. Two rows that want the same config share the run.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lcn.data.dataset import open_dataset
+from lcn.errors import ConfigError
+from lcn.experiments.rows import Row, Sizes, resolve
+from lcn.experiments.settings import Options
+from lcn.experiments.store import Store, open_store
+from lcn.experiments.tuning import choose, plan_trials
+from lcn.experiments.worker import Job, Outcome, run_job, start_worker
+from lcn.train.config import RunConfig
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A setting that was tried."""
+
+    overrides: tuple[str, ...]
+    value: float
+    """Best validation metric; NaN when it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A row after tuning and training."""
+
+    row: Row
+    trials: tuple[Trial, ...] = ()
+    chosen: tuple[str, ...] = ()
+    """Overrides of the trial that validation chose."""
+    runs: tuple[RunConfig, ...] = ()
+    """Finished runs, one per seed."""
+    error: str = ""
+    """Why the row could not be trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One dataset with its store and the options: where rows are trained."""
+
+    dataset: str
+    """Folder of the prepared dataset."""
+    name: str
+    store: Store
+    options: Options
+    sizes: Sizes
+
+    def resolve(self, row: Row, *more: str) -> RunConfig:
+        """A row's whole config here."""
+        return resolve(row, self.dataset, self.options.all_settings, self.sizes, *more)
+
+
+def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:
+    """Open a dataset and its store.
+
+    Raises:
+        DataError: no finished dataset there.
+    """
+    manifest = open_dataset(dataset).manifest
+    sizes = options.sizes_for(manifest.name)
+    return Bench(str(dataset), manifest.name, open_store(root, manifest), options, sizes)
+
+
+def fit_rows(
+    bench: Bench, rows: Sequence[Row], *, workers: Workers | None = None, say: Told | None = None
+) -> tuple[Fitted, ...]:
+    """Tune and train rows; those finished before cost nothing.
+
+    Args:
+        bench: dataset, store and options.
+        rows: what to train; tuned with the same number of trials each.
+        workers: processes to use; None starts some for this call.
+        say: told of each finished run (None shows a bar on stderr).
+    """
+    with own_workers(workers, bench.options.jobs) as pool, _Teller(say, bench.name) as teller:
+        return _Schedule(bench, pool, teller).run(rows)
+
+
+@dataclass(slots=True)
+class _Pursuit:
+    """A row on its way: its trials, then its seeds."""
+
+    row: Row
+    trials: tuple[tuple[str, ...], ...]
+    trial_runs: list[RunConfig] = field(default_factory=list)
+    seed_runs: list[RunConfig] = field(default_factory=list)
+    tried: tuple[Trial, ...] = ()
+    chosen: tuple[str, ...] = ()
+    error: str = ""
+
+
+class _Schedule:
+    """Submits jobs, and each row's seeds as soon as its last trial is known."""
+
+    def __init__(self, bench: Bench, workers: Workers, teller: _Teller) -> None:
+        self._bench, self._workers, self._teller = bench, workers, teller
+        self._future_of: dict[Path, Future[Outcome]] = {}
+        self._outcome_of: dict[Path, Outcome] = {}
+        self._label_of: dict[Path, str] = {}
+
+    def run(self, rows: Sequence[Row]) -> tuple[Fitted, ...]:
+        options = self._bench.options
+        pursuits = []
+        per_row = len(options.seeds) + (options.trials if options.trials > 1 else 0)
+        self._teller.expect(per_row * len(rows))
+        for row in rows:
+            pursuit = _Pursuit(row, plan_trials(row, options.trials, options.tuning_seed))
+            pursuits.append(pursuit)
+            self._start(pursuit)
+        waiting = True
+        while waiting:
+            for pursuit in pursuits:
+                self._advance(pursuit)
+            waiting = self._collect()
+        return tuple(self._fitted(pursuit) for pursuit in pursuits)
+
+    def _start(self, pursuit: _Pursuit) -> None:
+        options = self._bench.options
+        if options.trials <= 1:
+            self._submit_seeds(pursuit)
+            return
+        more = [f"train.seed={options.tuning_seed}"]
+        if options.trial_epochs:
+            more.append(f"train.epochs={options.trial_epochs}")
+        try:
+            pursuit.trial_runs = [
+                self._bench.resolve(pursuit.row, *overrides, *more) for overrides in pursuit.trials
+            ]
+        except ConfigError as error:
+            pursuit.error = str(error)
+            return
+        for number, config in enumerate(pursuit.trial_runs):
+            self._submit(config, f"{pursuit.row.name} trial {number}")
+
+    def _advance(self, pursuit: _Pursuit) -> None:
+        """Choose, once all trials are known, and submit the seeds."""
+        if pursuit.error or pursuit.seed_runs or not pursuit.trial_runs:
+            return
+        outcomes = [self._outcome(config) for config in pursuit.trial_runs]
+        if any(each is None for each in outcomes):
+            return
+        monitor = pursuit.trial_runs[0].train.monitor
+        values = [
+            each.done.validation[monitor] if each is not None and each.done else math.nan
+            for each in outcomes
+        ]
+        pursuit.tried = tuple(
+            Trial(overrides, value) for overrides, value in zip(pursuit.trials, values, strict=True)
+        )
+        try:
+            pursuit.chosen = pursuit.trials[choose(values, monitor)]
+        except ValueError:
+            pursuit.error = next(each.error for each in outcomes if each is not None)
+            return
+        self._submit_seeds(pursuit)
+
+    def _submit_seeds(self, pursuit: _Pursuit) -> None:
+        try:
+            pursuit.seed_runs = [
+                self._bench.resolve(pursuit.row, *pursuit.chosen, f"train.seed={seed}")
+                for seed in self._bench.options.seeds
+            ]
+        except ConfigError as error:
+            pursuit.error = str(error)
+            return
+        for seed, config in zip(self._bench.options.seeds, pursuit.seed_runs, strict=True):
+            self._submit(config, f"{pursuit.row.name} seed {seed}")
+
+    def _submit(self, config: RunConfig, label: str) -> None:
+        folder = self._bench.store.run_folder(config)
+        if folder in self._label_of:
+            self._teller.advance("")
+            return
+        self._label_of[folder] = label
+        done = self._bench.store.finished(config)
+        if done is not None:
+            self._outcome_of[folder] = Outcome(done, reused=True)
+            self._teller.advance("")
+            return
+        job = Job(config.model_dump_json(), folder, self._bench.store.fingerprint)
+        self._future_of[folder] = self._workers.submit(job)
+
+    def _collect(self) -> bool:
+        """Wait for a run; False when none is under way."""
+        if not self._future_of:
+            return False
+        finished, _ = wait(self._future_of.values(), return_when=FIRST_COMPLETED)
+        for folder in [key for key, future in self._future_of.items() if future in finished]:
+            outcome = self._future_of.pop(folder).result()
+            self._outcome_of[folder] = outcome
+            self._teller.advance(_line(self._label_of[folder], outcome))
+        return True
+
+    def _outcome(self, config: RunConfig) -> Outcome | None:
+        return self._outcome_of.get(self._bench.store.run_folder(config))
+
+    def _fitted(self, pursuit: _Pursuit) -> Fitted:
+        runs, error = [], pursuit.error
+        for config in pursuit.seed_runs:
+            outcome = self._outcome(config)
+            if outcome is not None and outcome.done is not None:
+                runs.append(config)
+            elif outcome is not None:
+                error = error or outcome.error
+        # Fewer seeds than its rivals would make a row incomparable.
+        whole = tuple(runs) if len(runs) == len(self._bench.options.seeds) else ()
+        return Fitted(pursuit.row, pursuit.tried, pursuit.chosen, whole, error)
+
+
+def _line(label: str, outcome: Outcome) -> str:
+    if outcome.done is None:
+        return f"{label}: {outcome.error}"
+    how = "" if outcome.reused else f" ({outcome.done.seconds:.0f} s)"
+    return f"{label}: validation AUC {outcome.done.validation['auc']:.4f}{how}"
+
+
+class Workers:
+    """Processes that run jobs, each with its share of the cores."""
+
+    def __init__(self, jobs: int = 0) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+        cores = cores or os.cpu_count() or 1
+        self.jobs = jobs or cores
+        self._threads = max(1, cores // self.jobs)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, job: Job) -> Future[Outcome]:
+        """Run a job in some process; processes start with the first one."""
+        if self._pool is None:
+            with _threads_in_environment(self._threads):
+                # Processes start as jobs are submitted, all of them here.
+                self._pool = ProcessPoolExecutor(
+                    self.jobs,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=start_worker,
+                    initargs=(self._threads, os.getpid()),
+                )
+                for future in [self._pool.submit(os.getpid) for _ in range(self.jobs)]:
+                    future.result()
+        return self._pool.submit(run_job, job)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """End the processes; `cancel` does not wait for the runs under way."""
+        if self._pool is None:
+            return
+        if cancel:
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
+        self._pool.shutdown(wait=not cancel, cancel_futures=True)
+        self._pool = None
+
+
+@contextmanager
+def own_workers(workers: Workers | None, jobs: int) -> Iterator[Workers]:
+    """The given workers, or some for the length of a block."""
+    if workers is not None:
+        yield workers
+        return
+    workers = Workers(jobs)
+    try:
+        yield workers
+    except BaseException:
+        # Interrupted runs resume from their checkpoints.
+        workers.close(cancel=True)
+        raise
+    workers.close()
+
+
+@contextmanager
+def _threads_in_environment(threads: int) -> Iterator[None]:
+    """What child processes must find in their environment before they import anything."""
+    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(threads) for name in names})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _Teller:
+    """A bar on stderr, lines where stderr is no terminal, or a callback."""
+
+    def __init__(self, say: Told | None, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            "{task.description}",
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=say is not None or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(label, total=0)
+        self._say = say
+        self._done, self._total = 0, 0
+
+    def __enter__(self) -> _Teller:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def expect(self, runs: int) -> None:
+        """So many runs more will be reported."""
+        self._total += runs
+        self._bar.update(self._task, total=self._total)
+
+    def advance(self, line: str) -> None:
+        """A run is finished; an empty line for one that was there before."""
+        self._done += 1
+        self._bar.update(self._task, advance=1)
+        if not line:
+            return
+        text = f"[{self._done}/{self._total}] {line}"
+        if self._say is not None:
+            self._say(text)
+        else:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def fitted_ok(fitted: Iterable[Fitted]) -> tuple[Fitted, ...]:
+    """The rows that were trained with every seed."""
+    return tuple(each for each in fitted if each.runs)

@@ -1,0 +1,139 @@
+"""Where finished runs lie: one folder per config, shared by every table that has the same row.
+
+<root>/<dataset name>-<fingerprint>/
+    runs/<key>/              a run folder; key = hash of config and dataset fingerprint
+        predictions/{validation,test}.npz
+        done.json            written last: a run without it is unfinished and will be resumed
+    records/<experiment>.json  what an experiment found, for `lcn experiment report`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lcn.evaluate.predictions import Predictions, load_predictions
+from lcn.schema import Manifest, Split
+from lcn.train.config import RunConfig
+
+_NOT_RESULT = ("dataset", "name")
+_NOT_RESULT_TRAIN = ("workers", "threads", "checkpoint_every", "log_every")
+
+
+class Done(BaseModel):
+    """The facts of a finished run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: dict[str, Any]
+    fingerprint: str
+    validation: dict[str, float]
+    """Metrics of the best step on the validation split: auc, gauc, log_loss."""
+    best_step: int
+    steps: int
+    seconds: float
+    """Wall time of training in the process that finished it."""
+    commit: str
+    machine: str
+
+
+def config_key(config: RunConfig, fingerprint: str) -> str:
+    """A short name of everything that decides a run's result."""
+    tree = config.model_dump(mode="json")
+    for name in _NOT_RESULT:
+        tree.pop(name)
+    for name in _NOT_RESULT_TRAIN:
+        tree["train"].pop(name)
+    text = json.dumps([tree, fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclass(slots=True)
+class Store:
+    """The runs of one dataset."""
+
+    folder: Path
+    fingerprint: str
+    _folder_of_key: dict[str, Path] = field(default_factory=dict)
+
+    def run_folder(self, config: RunConfig) -> Path:
+        """Where a run of this config is, or will be."""
+        key = config_key(config, self.fingerprint)
+        return self._folder_of_key.get(key, self.folder / "runs" / key)
+
+    def finished(self, config: RunConfig) -> Done | None:
+        """The facts of a run, None while it is unfinished."""
+        return read_done(self.run_folder(config))
+
+    def predictions(self, config: RunConfig, split: Split, name: str) -> Predictions:
+        """Saved predictions of a finished run, under a row's name."""
+        from dataclasses import replace
+
+        path = self.run_folder(config) / "predictions" / f"{split}.npz"
+        return replace(load_predictions(path), run=name)
+
+    def record_path(self, experiment: str) -> Path:
+        """The file of an experiment's findings."""
+        return self.folder / "records" / f"{experiment}.json"
+
+
+def open_store(root: Path, manifest: Manifest) -> Store:
+    """Open the store of a dataset and index its finished runs.
+
+    A run made before a switch existed is found by its config with the switch at its default, which
+    by the rule for new switches is what it did.
+    """
+    fingerprint = manifest.fingerprint
+    folder = root / f"{manifest.name}-{fingerprint}"
+    store = Store(folder, fingerprint)
+    for path in sorted(folder.glob("runs/*/done.json")):
+        done = read_done(path.parent)
+        if done is None or done.fingerprint != fingerprint:
+            continue
+        try:
+            config = RunConfig.model_validate(done.config)
+        except ValidationError:
+            continue  # a setting that no longer exists: nothing can ask for this run
+        store._folder_of_key[config_key(config, fingerprint)] = path.parent
+    return store
+
+
+def read_done(folder: Path) -> Done | None:
+    """The facts of a run folder; None where it is unfinished or the file is damaged."""
+    try:
+        return Done.model_validate_json((folder / "done.json").read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; another one that wants it waits.
+
+    The lock goes with the process that holds it, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: one experiment at a time there
+        yield
+        return
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,60 @@
+"""Table 1: what the kinds of CRP pairs are worth, on the pyramid."""
+
+from __future__ import annotations
+
+from lcn.experiments import quoted
+from lcn.experiments.rows import CRP_KNOBS, NONE, SIM_SOFT, Claim, Row, Sizes, Table
+
+_PLAIN, _WITHIN, _WHOLE = "w/o CRP", "PT + PS", "PT + PS + PC"
+
+
+def table(sizes: Sizes) -> Table:
+    """The three rows of the paper; beyond it, other forms and schedules of CRP."""
+    del sizes
+    return Table(
+        name="table1",
+        title="CRP ablation: which pairs help the pyramid",
+        rows=(
+            Row(NONE, "none", reference=True),
+            Row(SIM_SOFT, "sim_soft", reference=True),
+            Row(_PLAIN, "lap", quoted=(quoted.TABLE1[_PLAIN],)),
+            Row(
+                _WITHIN,
+                "lcn",
+                ("objectives.0.weight_pc=0",),
+                CRP_KNOBS,
+                (quoted.TABLE1[_WITHIN],),
+            ),
+            Row(_WHOLE, "lcn", (), CRP_KNOBS, (quoted.TABLE1[_WHOLE],)),
+            *_beyond(),
+        ),
+        references=(SIM_SOFT, NONE),
+        claims=(
+            Claim("CRP within each domain (PT + PS) raises AUC", _WITHIN, _PLAIN),
+            Claim("pairs across domains (PC) raise AUC further", _WHOLE, _WITHIN),
+            Claim("the whole CRP raises AUC", _WHOLE, _PLAIN),
+        ),
+    )
+
+
+def _beyond() -> tuple[Row, ...]:
+    return (
+        Row("PC only", "lcn", _objective("weight_pt=0", "weight_ps=0"), CRP_KNOBS, beyond=True),
+        Row("as printed (no positive below)", "lcn", _objective("form=paper"), CRP_KNOBS,
+            beyond=True),
+        Row("own negatives per anchor", "lcn", _objective("form=anchored"), CRP_KNOBS,
+            beyond=True),
+        Row("CRP fades out", "lcn", _objective("decay=400"), CRP_KNOBS, beyond=True),
+        Row("CRP first, then clicks alone", "lcn", PRETRAINED, CRP_KNOBS[1:2], beyond=True),
+        Row("CRP first, then both", "lcn", PRETRAINED[:1], CRP_KNOBS, beyond=True),
+        Row("no lifelong, CRP first", "none_crp", PRETRAINED, CRP_KNOBS[1:2], beyond=True,
+            note="the same pre-training without a pyramid"),
+        Row("SIM Soft, CRP first", "sim_soft_crp", PRETRAINED, CRP_KNOBS[1:2], beyond=True),
+    )  # fmt: skip
+
+
+PRETRAINED = ("train.pretrain_steps=200", "train.joint_objectives=false")
+
+
+def _objective(*settings: str) -> tuple[str, ...]:
+    return tuple(f"objectives.0.{setting}" for setting in settings)

@@ -1,0 +1,32 @@
+"""Table 2: CRP on every backbone."""
+
+from __future__ import annotations
+
+from lcn.experiments import quoted
+from lcn.experiments.rows import CRP_KNOBS, NONE, SIM_SOFT, Claim, Row, Sizes, Table
+
+BACKBONES = {"SIM Soft": "sim_soft", "ETA": "eta", "SDIM": "sdim", "TWIN": "twin"}
+OTHERS = {"no lifelong": "none", "full attention": "full", "LAP": "lap"}
+"""Not in the paper's table: does CRP need a lifelong part at all?"""
+
+
+def table(sizes: Sizes) -> Table:
+    """Each backbone without and with CRP."""
+    del sizes
+    rows, claims = [], []
+    for name, recipe in {**OTHERS, **BACKBONES}.items():
+        with_crp = f"{name} + CRP"
+        numbers = [quoted.TABLE2.get(each) for each in (name, with_crp)]
+        plain_quoted, crp_quoted = (() if each is None else (each,) for each in numbers)
+        of_paper = name in BACKBONES
+        rows.append(Row(name, recipe, quoted=plain_quoted, reference=not of_paper))
+        crp_recipe = "lcn" if recipe == "lap" else f"{recipe}_crp"
+        rows.append(Row(with_crp, crp_recipe, (), CRP_KNOBS, crp_quoted, reference=not of_paper))
+        claims.append(Claim(f"CRP raises the AUC of {name}", with_crp, name))
+    return Table(
+        name="table2",
+        title="CRP on every backbone",
+        rows=tuple(rows),
+        references=(SIM_SOFT, NONE),
+        claims=tuple(claims),
+    )

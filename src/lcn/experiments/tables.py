@@ -1,0 +1,260 @@
+"""From measured rows to panels and verdicts: how every table of the paper is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from lcn.evaluate.bootstrap import Interval
+from lcn.evaluate.compare import Difference
+from lcn.evaluate.tables import TITLES, interval_text, p_value_text, plain, seeds_text
+from lcn.experiments import table1, table2, table3, table4, table5
+from lcn.experiments.measure import METRICS, Compared, Measured, measure
+from lcn.experiments.record import (
+    Bar,
+    Cell,
+    ForestPanel,
+    Holding,
+    Mark,
+    Panel,
+    RowRecord,
+    TablePanel,
+    Verdict,
+    number_cell,
+)
+from lcn.experiments.rows import Metric, Sizes, Table
+from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows
+from lcn.experiments.work import Finding
+
+TABLES: dict[str, Callable[[Sizes], Table]] = {
+    "table1": table1.table,
+    "table2": table2.table,
+    "table3": table3.table,
+    "table4": table4.table,
+    "table5": table5.table,
+}
+_RISING = ("auc", "gauc")
+
+
+def run_table(
+    name: str, bench: Bench, *, workers: Workers | None = None, say: Told | None = None
+) -> Finding:
+    """Train, measure and judge one of the paper's tables on one dataset."""
+    options = bench.options
+    table = TABLES[name](bench.sizes).select(options.rows, beyond=options.beyond)
+    fitted = fit_rows(bench, table.rows, workers=workers, say=say)
+    return show(bench, table, fitted, measure(bench, table, fitted))
+
+
+def show(bench: Bench, table: Table, fitted: Sequence[Fitted], measured: Measured) -> Finding:
+    """Panels and verdicts of a measured table."""
+    panels: list[Panel] = [_results(table, fitted, measured)]
+    if measured.compared:
+        panels += _forests(table, measured)
+        panels.append(_differences(measured))
+    if measured.strata:
+        panels.append(_strata(measured))
+    panels.append(_choices(fitted))
+    return Finding(
+        title=table.title,
+        summary=table.note,
+        panels=tuple(panels),
+        verdicts=tuple(_verdict(each) for each in measured.compared if each.claim),
+        rows=tuple(row_record(bench, each) for each in fitted),
+        data=plain(measured.numbers()),
+    )
+
+
+def row_record(bench: Bench, fitted: Fitted) -> RowRecord:
+    """How a row came about, for the record."""
+    return RowRecord(
+        name=fitted.row.name,
+        recipe=fitted.row.recipe,
+        overrides=fitted.row.overrides,
+        chosen=fitted.chosen,
+        trials=tuple((trial.overrides, trial.value) for trial in fitted.trials),
+        runs=tuple(bench.store.run_folder(run).name for run in fitted.runs),
+        error=fitted.error,
+    )
+
+
+def judge(difference: Difference, metric: Metric, p_value: float, level: float = 0.95) -> Holding:
+    """Whether a difference settles a claim of "better", after correction for all comparisons.
+
+    It holds (or does not) when the interval leaves out 0 and the corrected p-value agrees; open
+    otherwise.
+    """
+    if math.isnan(difference.low) or not p_value <= 1 - level:
+        return "open"
+    good = difference.low > 0 if metric in _RISING else difference.high < 0
+    bad = difference.high < 0 if metric in _RISING else difference.low > 0
+    return "holds" if good else "does not hold" if bad else "open"
+
+
+def _verdict(compared: Compared) -> Verdict:
+    one, p_value = compared.difference, compared.holm["auc"]
+    return Verdict(
+        claim=compared.claim,
+        holding=judge(one.auc, "auc", p_value, one.level),
+        evidence=(
+            f"AUC {interval_text(one.auc, 'auc')}, p {p_value_text(one.auc.p_value)}, "
+            f"Holm {p_value_text(p_value)}; GAUC {interval_text(one.gauc, 'gauc')}; "
+            f"{len(one.seeds)} seed{'s' if len(one.seeds) > 1 else ''}"
+        ),
+    )
+
+
+def _results(table: Table, fitted: Sequence[Fitted], measured: Measured) -> TablePanel:
+    result_of = {result.run: result for result in measured.results}
+    sources = list(dict.fromkeys(each.data for row in table.rows for each in row.quoted))
+    head = ["row", *(TITLES[name] for name in METRICS), "log loss, Platt", "seeds"]
+    head += [f"{TITLES[name]} quoted, {source}" for source in sources for name in METRICS]
+    best = {name: _best(measured, name) for name in METRICS}
+    rows = []
+    for each in fitted:
+        result = result_of.get(each.row.name)
+        name = Cell(text=each.row.name, detail="not in the paper" if _ours(each) else "")
+        if result is None:
+            failed = Cell(text="not run", detail=each.error[:160])
+            cells = [name, failed, *([Cell(text="-")] * (len(METRICS) + 1))]
+        else:
+            cells = [name]
+            for metric in METRICS:
+                interval = getattr(result.intervals, metric)
+                mark: Mark = "best" if interval.estimate == best[metric] else ""
+                cells.append(interval_cell(interval, metric, mark))
+            platt = result.platt_log_loss
+            cells.append(interval_cell(platt, "log_loss") if platt else Cell(text="-"))
+            cells.append(Cell(text=seeds_text(result.seeds)))
+        quoted = {one.data: one for one in each.row.quoted}
+        for source in sources:
+            for metric in METRICS:
+                one = quoted.get(source)
+                value = getattr(one, metric) if one else math.nan
+                cell = number_cell(value)
+                cells.append(cell.model_copy(update={"mark": "quoted" if one else ""}))
+        rows.append(tuple(cells))
+    return TablePanel(
+        title="Results on the test days",
+        head=tuple(head),
+        rows=tuple(rows),
+        note=(
+            "95 % intervals over users and seeds. Quoted: the paper's numbers, on the paper's "
+            "data; compare signs and orders, not values. " + table.note
+        ).strip(),
+    )
+
+
+def _ours(fitted: Fitted) -> bool:
+    return fitted.row.reference or fitted.row.beyond or not fitted.row.quoted
+
+
+def interval_cell(interval: Interval | Difference, metric: str, mark: Mark = "") -> Cell:
+    """A cell with an estimate and its interval below."""
+    text, _, detail = interval_text(interval, metric).partition(" [")
+    centre = interval.difference if isinstance(interval, Difference) else interval.estimate
+    value = None if math.isnan(centre) else centre
+    return Cell(text=text, detail=detail.rstrip("]"), value=value, mark=mark)
+
+
+def _differences(measured: Measured) -> TablePanel:
+    rows = []
+    for each in measured.compared:
+        one = each.difference
+        cells = [Cell(text=f"{one.other} − {one.reference}")]
+        for metric in METRICS:
+            part = each.of(metric)
+            cells.append(interval_cell(part, metric, _mark(part, metric)))
+        for value in (one.auc.p_value, each.holm["auc"], each.holm["gauc"]):
+            cells.append(Cell(text=p_value_text(value), value=value))
+        rows.append(tuple(cells))
+    head = ["difference", *(TITLES[name] for name in METRICS)]
+    return TablePanel(
+        title="Paired differences",
+        head=(*head, "p (AUC)", "p (AUC, Holm)", "p (GAUC, Holm)"),
+        rows=tuple(rows),
+        note=(
+            "The same impressions and the same resamples on both sides. Holm corrects for the "
+            f"{len(measured.compared)} comparisons of this table, separately for each metric."
+        ),
+    )
+
+
+def _forests(table: Table, measured: Measured) -> list[ForestPanel]:
+    panels = []
+    for reference in table.references:
+        pairs = [each for each in measured.compared if each.difference.reference == reference]
+        if not pairs:
+            continue
+        bars = tuple(
+            Bar(
+                name=each.difference.other,
+                estimate=each.difference.auc.difference,
+                low=each.difference.auc.low,
+                high=each.difference.auc.high,
+            )
+            for each in pairs
+        )
+        label = f"AUC minus that of {reference}; right is better"
+        panels.append(ForestPanel(title=f"Against {reference}", xlabel=label, bars=bars))
+    return panels
+
+
+def _strata(measured: Measured) -> TablePanel:
+    ranges = list(dict.fromkeys((each.shortest, each.longest) for each in measured.strata))
+    found = {(each.difference.other, each.shortest): each.difference for each in measured.strata}
+    names = list(dict.fromkeys(each.difference.other for each in measured.strata))
+    rows = []
+    for name in names:
+        cells = [Cell(text=name)]
+        for shortest, _ in ranges:
+            one = found.get((name, shortest))
+            if one is None:
+                cells.append(Cell(text="-"))
+            else:
+                cells.append(interval_cell(one.auc, "auc", _mark(one.auc, "auc")))
+        rows.append(tuple(cells))
+    share = {each.shortest: each.share for each in measured.strata}
+    head = [f"{low}–{high} events ({share[low]:.0%})" for low, high in ranges]
+    reference = measured.strata[0].difference.reference
+    return TablePanel(
+        title=f"AUC minus that of {reference}, by length of the lifelong history",
+        head=("row", *head),
+        rows=tuple(rows),
+        note="Not corrected for many comparisons: to see where a gain sits, not whether it is one.",
+    )
+
+
+def _choices(fitted: Sequence[Fitted]) -> TablePanel:
+    rows = []
+    for each in fitted:
+        values = [trial.value for trial in each.trials if not math.isnan(trial.value)]
+        rows.append(
+            (
+                Cell(text=each.row.name),
+                Cell(text=str(len(each.trials) or 1)),
+                number_cell(max(values)) if values else Cell(text="-"),
+                number_cell(values[0]) if values else Cell(text="-"),
+                Cell(text=", ".join(each.chosen) or "the recipe as it stands"),
+            )
+        )
+    return TablePanel(
+        title="Settings chosen by validation",
+        head=("row", "trials", "best", "as it stands", "chosen"),
+        rows=tuple(rows),
+        note="The same number of trials for every row, on a seed that is not reported.",
+    )
+
+
+def _mark(difference: Difference, metric: Metric) -> Mark:
+    if not (difference.low > 0 or difference.high < 0):
+        return "open"
+    return "better" if (difference.low > 0) == (metric in _RISING) else "worse"
+
+
+def _best(measured: Measured, metric: Metric) -> float | None:
+    values = [getattr(result.intervals, metric).estimate for result in measured.results]
+    values = [value for value in values if not math.isnan(value)]
+    if len(values) < 2:
+        return None
+    return max(values) if metric in _RISING else min(values)

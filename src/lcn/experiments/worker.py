@@ -1,0 +1,116 @@
+"""One run, from config to saved predictions; called in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcn.errors import CheckpointError, LcnError
+from lcn.experiments.store import Done, locked, read_done, write_whole
+from lcn.schema import Split
+
+PREDICTED: tuple[Split, Split] = ("validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that is wanted."""
+
+    config: str
+    """The resolved config as JSON."""
+    folder: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended."""
+
+    done: Done | None
+    error: str = ""
+    reused: bool = False
+    """It had been finished before."""
+
+
+def start_worker(threads: int, parent: int) -> None:
+    """Set a worker process up: its share of the cores, Ctrl-C left to the parent, no outliving it.
+
+    Args:
+        threads: compute threads.
+        parent: process id of the experiment; when it is gone, so is the worker.
+    """
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(threads)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def run_job(job: Job) -> Outcome:
+    """Train and predict, unless a whole run is there; an interrupted one is resumed.
+
+    Errors meant for people come back as text: one row that cannot run must not end the others.
+    """
+    try:
+        with locked(job.folder):
+            before = read_done(job.folder)
+            if before is not None:
+                return Outcome(before, reused=True)
+            return Outcome(_train_and_predict(job))
+    except LcnError as error:
+        return Outcome(None, str(error))
+
+
+def _train_and_predict(job: Job) -> Done:
+    from lcn.train import open_run
+    from lcn.train.config import RunConfig
+    from lcn.train.record import commit, processor
+
+    config = RunConfig.model_validate_json(job.config)
+    started = time.monotonic()
+    steps = _train(config, job.folder)
+    seconds = time.monotonic() - started
+    run = open_run(job.folder, config.dataset)
+    for split in PREDICTED:
+        run.predict(split).save(job.folder / "predictions" / f"{split}.npz")
+    best = run.best
+    done = Done(
+        config=config.model_dump(mode="json"),
+        fingerprint=job.fingerprint,
+        validation={name: best[name] for name in ("auc", "gauc", "log_loss")},
+        best_step=best["step"],
+        steps=steps,
+        seconds=seconds,
+        commit=commit(),
+        machine=processor(),
+    )
+    # Only a run that must go on needs its optimisers' state; metrics.jsonl holds the curves too.
+    for name in ("checkpoint", "tensorboard"):
+        shutil.rmtree(job.folder / name, ignore_errors=True)
+    write_whole(job.folder / "done.json", done.model_dump_json(indent=1) + "\n")
+    return done
+
+
+def _train(config, folder: Path) -> int:
+    from lcn.train import train
+
+    try:
+        return train(config, folder, resume=True, progress=False).steps
+    except CheckpointError:
+        # Left by other code: parts have other shapes. Starting again costs only time.
+        for path in folder.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return train(config, folder, resume=True, progress=False).steps

@@ -1,0 +1,51 @@
+"""A tiny experiment: settings that train in a second, and workers without processes."""
+
+from concurrent.futures import Future
+from pathlib import Path
+
+from lcn.experiments.rows import Sizes
+from lcn.experiments.runner import Workers
+from lcn.experiments.settings import Options
+from lcn.experiments.worker import run_job
+
+TINY = (
+    "model.width=8",
+    "model.field_width=8",
+    "model.short={width: 8, heads: 2}",
+    "model.hidden=[16]",
+    "batch.size=64",
+    "batch.group=4",
+    "batch.lifelong=30",
+    "batch.short=5",
+    "train.epochs=1",
+    "train.patience=9",
+)
+
+
+def tiny(**more) -> Options:
+    given = {
+        "seeds": (0, 1),
+        "trials": 1,
+        "settings": TINY,
+        "sizes": Sizes(12, 4),
+        "jobs": 1,
+        "resamples": 20,
+    }
+    return Options(**{**given, **more})
+
+
+class InProcess(Workers):
+    """Workers without processes, so that tests see coverage and start at once."""
+
+    def __init__(self, fail_at: int = 0) -> None:
+        super().__init__(1)
+        self.jobs_run: list[Path] = []
+        self._fail_at = fail_at
+
+    def submit(self, job):
+        self.jobs_run.append(job.folder)
+        if len(self.jobs_run) == self._fail_at:
+            raise KeyboardInterrupt
+        future: Future = Future()
+        future.set_result(run_job(job))
+        return future

@@ -1,0 +1,204 @@
+"""The runner: equal tuning by validation, shared runs, nothing twice, nothing half."""
+
+import json
+import shutil
+
+import pytest
+from experiments_bench import InProcess, tiny
+
+from lcn.data.dataset import Dataset, open_dataset
+from lcn.errors import ConfigError, DataError
+from lcn.experiments.rows import BASE_KNOBS, CRP_KNOBS, Row, Sizes, Table, knob, resolve
+from lcn.experiments.runner import Workers, fit_rows, open_bench
+from lcn.experiments.store import config_key, open_store
+from lcn.experiments.subset import take_users
+from lcn.experiments.tuning import choose, plan_trials
+
+LAP, NONE = Row("LAP", "lap"), Row("none", "none")
+
+
+def bench_of(dataset: Dataset, root, **options):
+    return open_bench(dataset.folder, root, tiny(**options))
+
+
+def quiet(line: str) -> None:
+    del line
+
+
+def test_finished_runs_are_not_run_again(little, tmp_path):
+    first, second = InProcess(), InProcess()
+    fitted = fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=first, say=quiet)
+    assert [len(each.runs) for each in fitted] == [2, 2]
+    assert len(first.jobs_run) == 4
+    again = fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=second, say=quiet)
+    assert second.jobs_run == []
+    assert again == fitted
+
+
+def test_rows_that_want_the_same_run_share_it(little, tmp_path, workers):
+    rows = [LAP, Row("the same", "lap", ("model.dropout=0.0",))]
+    fitted = fit_rows(bench_of(little, tmp_path), rows, workers=workers, say=quiet)
+    assert len(workers.jobs_run) == 2
+    bench = bench_of(little, tmp_path)
+    one, other = (bench.store.predictions(f.runs[0], "test", f.row.name) for f in fitted)
+    assert (one.run, other.run) == ("LAP", "the same")
+    assert (one.logit_S == other.logit_S).all()
+
+
+def test_an_interrupted_experiment_goes_on_where_it_was(little, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=InProcess(fail_at=3), say=quiet)
+    rest = InProcess()
+    fitted = fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=rest, say=quiet)
+    assert len(rest.jobs_run) == 2
+    assert all(len(each.runs) == 2 for each in fitted)
+
+
+def test_a_half_written_run_is_not_picked_up(little, tmp_path, workers):
+    options = {"seeds": (0,)}
+    fitted = fit_rows(bench_of(little, tmp_path, **options), [NONE], workers=workers, say=quiet)
+    bench = bench_of(little, tmp_path, **options)
+    folder = bench.store.run_folder(fitted[0].runs[0])
+    whole = (folder / "done.json").read_text()
+    (folder / "done.json").write_text(whole[: len(whole) // 2])
+    again = InProcess()
+    fit_rows(bench_of(little, tmp_path, **options), [NONE], workers=again, say=quiet)
+    assert again.jobs_run == [folder]
+    after = json.loads((folder / "done.json").read_text())
+    assert after["validation"] == json.loads(whole)["validation"]
+
+
+def test_a_run_left_by_other_code_is_trained_anew(little, tmp_path, workers):
+    bench = bench_of(little, tmp_path, seeds=(0,))
+    config = bench.resolve(NONE, "train.seed=0")
+    folder = bench.store.run_folder(config)
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "checkpoint" / "state.json").write_text('{"identity": {"dataset": "other"}}')
+    fitted = fit_rows(bench, [NONE], workers=workers, say=quiet)
+    assert fitted[0].runs == (config,)
+
+
+def test_a_run_made_before_a_switch_existed_is_found(little, tmp_path, workers):
+    bench = bench_of(little, tmp_path, seeds=(0,))
+    fitted = fit_rows(bench, [NONE], workers=workers, say=quiet)
+    config = fitted[0].runs[0]
+    folder = bench.store.run_folder(config)
+    done = json.loads((folder / "done.json").read_text())
+    del done["config"]["model"]["products"]
+    (folder / "done.json").write_text(json.dumps(done))
+    moved = folder.with_name("older-key")
+    folder.rename(moved)
+    store = open_store(tmp_path, open_dataset(little.folder).manifest)
+    assert store.run_folder(config) == moved
+    assert store.finished(config) is not None
+
+
+def test_what_does_not_decide_a_result_is_not_in_the_key(little):
+    def key(*overrides):
+        sizes = Sizes(12, 4)
+        return config_key(resolve(LAP, str(little.folder), (), sizes, *overrides), "data")
+
+    assert key() == key("train.workers=3", "train.threads=2")
+    assert key() != key("train.seed=1")
+    assert key() != key("train.epochs=11")
+    assert key() != key("model.dropout=0.1")
+
+
+def test_every_row_is_tried_as_often_and_validation_chooses(little, tmp_path, workers):
+    bench = bench_of(little, tmp_path, trials=3, seeds=(0,))
+    fitted = fit_rows(bench, [LAP, NONE], workers=workers, say=quiet)
+    assert [len(each.trials) for each in fitted] == [3, 3]
+    for each in fitted:
+        best = max(each.trials, key=lambda trial: trial.value)
+        assert each.chosen == best.overrides
+        assert each.runs == (bench.resolve(each.row, *best.overrides, "train.seed=0"),)
+    seeds = {open_seed(path) for path in workers.jobs_run}
+    assert seeds == {0, 1000}
+
+
+def open_seed(folder) -> int:
+    return json.loads((folder / "environment.json").read_text())["seed"]
+
+
+def test_a_row_that_cannot_run_says_why_and_others_go_on(little, tmp_path, workers):
+    rows = [Row("misspelt", "lap", ("model.backbone.k3=1",)), NONE]
+    fitted = fit_rows(bench_of(little, tmp_path), rows, workers=workers, say=quiet)
+    assert fitted[0].runs == () and "k3" in fitted[0].error
+    assert len(fitted[1].runs) == 2
+
+
+def test_a_row_without_its_data_says_why(little, tmp_path, workers):
+    hard = Row("hard", "sim_hard", ("model.backbone.key=brand",))
+    fitted = fit_rows(bench_of(little, tmp_path), [hard], workers=workers, say=quiet)
+    assert fitted[0].runs == () and "brand" in fitted[0].error
+
+
+def test_processes_train_the_same_as_this_one(little, tmp_path, workers):
+    here = bench_of(little, tmp_path / "here", seeds=(0,))
+    there = bench_of(little, tmp_path / "there", seeds=(0,))
+    one = fit_rows(here, [LAP], workers=workers, say=quiet)
+    pool = Workers(2)
+    try:
+        other = fit_rows(there, [LAP], workers=pool, say=quiet)
+    finally:
+        pool.close()
+    values = [b.store.finished(f[0].runs[0]) for b, f in ((here, one), (there, other))]
+    assert values[0].validation["auc"] == pytest.approx(values[1].validation["auc"], abs=1e-4)
+
+
+def test_trials_turn_shared_knobs_alike_and_cover_their_values():
+    plain, with_crp = plan_trials(LAP, 7, 0), plan_trials(Row("x", "lcn", (), CRP_KNOBS), 7, 0)
+    assert plain[0] == with_crp[0] == ()
+    for ours, theirs in zip(plain[1:], with_crp[1:], strict=True):
+        assert set(ours) < set(theirs)
+    for each in BASE_KNOBS:
+        turns = [[o for o in trial if o in sum(each.values, ())] for trial in plain[1:]]
+        counts = [sum(turn == list(value) for turn in turns) for value in each.values]
+        assert max(counts) - min(counts) <= 1
+    assert plan_trials(LAP, 7, 0) != plan_trials(LAP, 7, 1)
+    assert plan_trials(LAP, 1, 0) == ((),)
+
+
+def test_choosing():
+    nan = float("nan")
+    assert choose([0.5, nan, 0.7, 0.7], "auc") == 2
+    assert choose([0.5, nan, 0.7], "log_loss") == 0
+    with pytest.raises(ValueError, match="every trial"):
+        choose([nan, nan], "auc")
+
+
+def test_selecting_rows_keeps_references_and_drops_claims():
+    rows = (Row("none", "none"), Row("a", "lap"), Row("b", "lap", beyond=True))
+    table = Table("t", "T", rows, ("none",))
+    assert [row.name for row in table.select().rows] == ["none", "a"]
+    assert [row.name for row in table.select(beyond=True).rows] == ["none", "a", "b"]
+    assert [row.name for row in table.select(["b"]).rows] == ["none", "b"]
+    with pytest.raises(ConfigError, match="did you mean"):
+        table.select(["none "])
+
+
+def test_knob_values_are_overrides():
+    assert knob("train.seed", 1, 2).values == (("train.seed=1",), ("train.seed=2",))
+
+
+def test_a_quick_view_keeps_some_users_impressions_and_all_events(little, tmp_path):
+    view = take_users(little.folder, tmp_path / "view", 10)
+    opened = open_dataset(view)
+    shown = {user for rows in opened.samples.values() for user in rows.user_S.tolist()}
+    assert len(shown) == 10
+    assert len(opened.events["source"].item_E) == len(little.events["source"].item_E)
+    assert opened.manifest.fingerprint != little.manifest.fingerprint
+    of_user = next(iter(shown))
+    whole = sum(int((rows.user_S == of_user).sum()) for rows in little.samples.values())
+    assert whole == sum(int((rows.user_S == of_user).sum()) for rows in opened.samples.values())
+    assert take_users(little.folder, tmp_path / "view", 10) == view
+    assert take_users(little.folder, tmp_path / "other", 1000) == little.folder
+
+
+def test_a_view_cut_off_is_made_again(little, tmp_path):
+    view = take_users(little.folder, tmp_path / "view", 10)
+    (view / "manifest.json").unlink()
+    with pytest.raises(DataError):
+        open_dataset(view)
+    shutil.rmtree(view / "samples")
+    assert len(open_dataset(take_users(little.folder, view, 10)).samples["train"]) > 0
