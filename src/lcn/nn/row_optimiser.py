@@ -248,7 +248,7 @@ def _ask_for(rows, r, part, table_VX):
         size = table_VX.itemsize * table_VX.shape[1]
         start = table_VX.ctypes.data + size * rows.row_R[r + _AHEAD]
         for byte in range(0, size, 64):
-            prefetch(start + byte)
+            prefetch(start + byte)  # type: ignore[call-arg]
 
 
 @leaf
