@@ -61,7 +61,7 @@ def test_anchored_forms_equal_their_twin(toy, form, monkeypatch):
     pairs = Pairs(torch.cat([first, torch.tensor([-1])]), torch.cat([second, torch.tensor([3])]))
     monkeypatch.setattr("lcn.objectives.crp.draw_pairs", lambda *_: pairs)
     terms = {"weight_pt": 1.0, "weight_ps": 0.0, "weight_pc": 0.0}
-    crp = build("crp", toy, form=form, temperature=TAU, **terms)
+    crp = build("crp", toy, form=form, temperature=TAU, pairs=1, **terms)
     key = list(range(len(view.item_ID)))
     expected = _twin(view.item_ID.detach(), first.tolist(), second.tolist(), key, form)
     assert crp(view).item() == pytest.approx(expected, rel=1e-9)
@@ -77,7 +77,7 @@ def test_13_paper_form_is_alignment_and_uniformity(toy, monkeypatch):
     monkeypatch.setattr("lcn.objectives.crp.draw_pairs", lambda *_: pairs)
     monkeypatch.setattr("lcn.objectives.crp.draw_negatives", lambda *_: negatives)
     terms = {"weight_pt": 0.0, "weight_ps": 0.0, "weight_pc": 2.0}
-    crp = build("crp", toy, form="paper", temperature=TAU, **terms)
+    crp = build("crp", toy, form="paper", temperature=TAU, pairs=1, **terms)
 
     def value(vectors):
         return crp(type(view)(view.batch, vectors, view.tables, view.generator, view.step))
@@ -164,7 +164,7 @@ def test_15_one_negative_is_softplus(toy, monkeypatch):
     pairs = Pairs(torch.tensor([0, 1]), torch.tensor([2, 3]))
     monkeypatch.setattr("lcn.objectives.crp.draw_pairs", lambda *_: pairs)
     terms = {"weight_pt": 1.0, "weight_ps": 0.0, "weight_pc": 0.0}
-    loss = build("crp", toy, temperature=TAU, **terms)(view)
+    loss = build("crp", toy, temperature=TAU, pairs=1, **terms)(view)
     e = view.item_ID.detach()
     gap = [(_cos(e[a], e[n]) - _cos(e[a], e[p])) / TAU for a, p, n in ((0, 2, 3), (1, 3, 2))]
     assert loss.item() == pytest.approx(sum(math.log1p(math.exp(g)) for g in gap) / 2, rel=1e-9)

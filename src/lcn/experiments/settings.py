@@ -14,8 +14,9 @@ SETTINGS = (
     "batch.size=1024",
     "batch.group=8",
     "batch.lifelong=500",
-    "train.epochs=4",
-    "train.patience=4",
+    "batch.short=24",
+    "train.epochs=5",
+    "train.patience=5",
     "train.checkpoint_every=2000",
     "train.log_every=50",
 )

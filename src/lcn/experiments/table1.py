@@ -5,9 +5,9 @@ from __future__ import annotations
 from lcn.experiments import quoted
 from lcn.experiments.rows import (
     CRP_KNOBS,
+    JOINT,
+    JOINT_KNOBS,
     NONE,
-    PRETRAINED,
-    PRETRAINING_KNOBS,
     SIM_SOFT,
     Claim,
     Row,
@@ -55,10 +55,12 @@ def _beyond() -> tuple[Row, ...]:
         Row("own negatives per anchor", "lcn", _objective("form=anchored"), CRP_KNOBS,
             beyond=True),
         Row("eight pairs per user", "lcn", _objective("pairs=8"), CRP_KNOBS, beyond=True),
-        Row("CRP fades out", "lcn", _objective("decay=400"), CRP_KNOBS, beyond=True),
-        Row("CRP first, then clicks alone", "lcn", PRETRAINED, PRETRAINING_KNOBS, beyond=True),
-        Row("CRP first, then both", "lcn", PRETRAINED[:1], (*CRP_KNOBS, PRETRAINING_KNOBS[1]),
-            beyond=True),
+        Row("CRP beside the clicks", "lcn", JOINT, JOINT_KNOBS, beyond=True),
+        Row("CRP beside the clicks, fading", "lcn", (*JOINT, *_objective("decay=400")),
+            JOINT_KNOBS, beyond=True),
+        Row("as printed, beside the clicks", "lcn_paper", (), JOINT_KNOBS, beyond=True),
+        Row("cosine search", "lcn", ("model.search_metric=cosine",), CRP_KNOBS, beyond=True),
+        Row("temperature .1", "lcn", _objective("temperature=0.1"), CRP_KNOBS[1:], beyond=True),
     )  # fmt: skip
 
 

@@ -53,16 +53,18 @@ class Crp(Objective):
         """Settings; the paper states none of the values."""
 
         name: Literal["crp"] = "crp"
-        weight: float = 0.001
-        """λ_CRP. Larger weights overrule the click loss on small-norm vectors."""
+        weight: float = 0.1
+        """λ_CRP."""
         form: Literal["paper", "anchored", "infonce"] = "infonce"
-        temperature: float = 0.1
+        temperature: float = 1.0
+        """τ. Where a user's items are only a little likelier to meet than any others, a small τ
+        makes equal directions of all vectors the best answer (docs/models/crp.md)."""
         weight_pt: float = 1.0
         weight_ps: float = 1.0
         weight_pc: float = 1.0
         negatives: int = 0
         """M of the `paper` form; 0 takes one per positive."""
-        pairs: int = 1
+        pairs: int = 8
         """Positive pairs of each type that a user gives per batch; only other users' pairs are
         their negatives."""
         warmup: int = 0
