@@ -273,6 +273,7 @@ def _origin(record: ExperimentRecord) -> list[tuple[str, str]]:
     rows = [
         ("command", origin.command),
         ("commit", f"{origin.commit} (lcn {origin.version})"),
+        ("runs trained at", ", ".join(origin.run_commits)),
         ("dataset", f"{origin.dataset} {origin.fingerprint}".strip()),
         ("licence of the data", origin.licence),
         ("seeds", ", ".join(map(str, origin.seeds))),
@@ -282,6 +283,7 @@ def _origin(record: ExperimentRecord) -> list[tuple[str, str]]:
         ("machine", origin.machine),
         ("date", origin.date.strftime("%Y-%m-%d %H:%M UTC")),
         ("duration of this call", f"{origin.seconds:,.0f} s, finished runs reused"),
+        ("training of the runs", f"{origin.run_seconds:,.0f} s" if origin.run_seconds else ""),
     ]
     return [(name, text) for name, text in rows if text]
 

@@ -70,6 +70,8 @@ class Options:
     quick: bool = False
     rows: tuple[str, ...] = ()
     beyond: bool = False
+    finished: bool = False
+    """Train nothing: show the rows that are finished."""
 
     def settings_for(self, dataset: str) -> tuple[str, ...]:
         """Settings of every row on a dataset of this name, the user's own on top."""
