@@ -185,8 +185,8 @@ def test_pairs_are_uniform_over_places_and_never_one_item(toy):
     assert second.float().mean().item() == pytest.approx(3 / 4, abs=0.05)
 
 
-def test_more_pairs_of_a_user_are_no_negatives_of_each_other(toy, monkeypatch):
-    """Three pairs of each of nine users: the twin forbids the user's own in both directions."""
+def test_more_pairs_of_a_user_are_so_many_draws(toy, monkeypatch):
+    """Three pairs of each user: negatives are the other users' of the same draw."""
     model = make_model(toy).double()
     view = make_view(model, make_batch(toy, ordinary()))
     users, repeats = len(view.batch.address_U), 3
@@ -211,7 +211,7 @@ def test_more_pairs_of_a_user_are_no_negatives_of_each_other(toy, monkeypatch):
         others = [
             score[q]
             for q in range(len(first))
-            if q % users != p % users and second[q].item() not in same
+            if q // users == p // users and q != p and second[q].item() not in same
         ]
         losses.append(math.log(sum(map(math.exp, [score[p], *others]))) - score[p])
     assert crp(view).item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
