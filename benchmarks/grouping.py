@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
-import lcn
-from lcn.train import train
+from lcn.api import recipe as recipe_config
+from lcn.data.dataset import open_dataset
+from lcn.train import RunConfig, train
 from lcn.train.record import commit, processor
 
 
@@ -70,7 +71,7 @@ def run_group(arguments: argparse.Namespace, recipe: str, group: int) -> list[di
             f"batch.group={group}", f"train.seed={seed}", f"train.threads={arguments.threads}",
             *arguments.set,
         ]  # fmt: skip
-        config = lcn.recipe(recipe, arguments.dataset, *settings)
+        config = recipe_config(recipe, arguments.dataset, *settings)
         folder = arguments.folder / f"{recipe}-g{group}-{seed}"
         done = folder / "grouping.json"
         known = json.loads(done.read_text()) if done.exists() else None
@@ -90,11 +91,11 @@ def run_group(arguments: argparse.Namespace, recipe: str, group: int) -> list[di
     return summaries
 
 
-def users_per_batch(dataset: Path, config: lcn.RunConfig) -> float:
+def users_per_batch(dataset: Path, config: RunConfig) -> float:
     """Distinct users of a batch, averaged over some batches of the first epoch."""
     from lcn.data.loader import epoch_order
 
-    user_S = lcn.open_dataset(dataset).samples["train"].user_S
+    user_S = open_dataset(dataset).samples["train"].user_S
     order = epoch_order(user_S, config.batch.group, config.train.seed, 0)
     starts = range(0, min(len(order), 20 * config.batch.size), config.batch.size)
     return statistics.mean(

@@ -6,10 +6,12 @@ p = sigmoid(MLP(z))
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -60,6 +62,11 @@ class ModelConfig(Config):
     ones that objectives move; values, short-term interest and head read the others. frozen: those
     tables come from another run (`item_vectors_from`) and nothing moves them, as in a production
     SIM that searches with vectors made offline; objectives move the others."""
+    search_metric: Literal["dot", "cosine"] = "dot"
+    """cosine: search ranks by the cosine of item vectors over a learned temperature, the geometry
+    that contrastive objectives shape, so that their alignment decides at once what is found."""
+    search_temperature: float = 0.1
+    """Where the temperature of `cosine` starts."""
     stop_gradient: Literal["none", "main", "objective"] = "none"
     """main: the click loss does not move the vectors that objectives see; objective: objectives do
     not move them."""
@@ -102,19 +109,16 @@ class Model(nn.Module):
         self.config = config
         wide, std = config.field_width, config.embedding.std
         self.item = ItemEncoder(config.embedding, manifest.item_fields, wide, config.width)
+        self._check_search(config)
         self.search_item = None
         if config.search_table != "shared":
-            if not BACKBONES[config.backbone.name].searches:
-                able = ", ".join(name for name, kind in BACKBONES.items() if kind.searches)
-                raise ConfigError(
-                    f"the backbone {config.backbone.name!r} ranks no rows by item vectors, so "
-                    f"model.search_table: {config.search_table} would change nothing; it is for "
-                    f"{able}"
-                )
             self.search_item = ItemEncoder(
                 config.embedding, manifest.item_fields, wide, config.width
             )
             self.search_item.requires_grad_(config.search_table == "own")
+        self.sharpness = None
+        if config.search_metric == "cosine":
+            self.sharpness = nn.Parameter(torch.tensor(-math.log(config.search_temperature)))
         self.profile = FieldEmbedding(config.embedding, manifest.profile_fields, wide)
         self.candidate = FieldEmbedding(config.embedding, manifest.candidate_fields, wide)
         self.request = FieldEmbedding(config.embedding, manifest.request_context, wide)
@@ -159,6 +163,19 @@ class Model(nn.Module):
             nn.init.xavier_uniform_(self.product.weight)
             head_width += interest_width
         self.head = mlp(head_width, config.hidden, dropout=config.dropout)
+
+    @staticmethod
+    def _check_search(config: ModelConfig) -> None:
+        """Refuse search switches where nothing searches."""
+        given = {"search_table": "shared", "search_metric": "dot"}
+        for name, plain in given.items():
+            value = getattr(config, name)
+            if value != plain and not BACKBONES[config.backbone.name].searches:
+                able = ", ".join(name for name, kind in BACKBONES.items() if kind.searches)
+                raise ConfigError(
+                    f"the backbone {config.backbone.name!r} ranks no rows by item vectors, so "
+                    f"model.{name}: {value} would change nothing; it is for {able}"
+                )
 
     def forward(self, batch: Batch, *, levels: bool = False) -> Output:
         """Score a batch.
@@ -278,6 +295,11 @@ class Model(nn.Module):
                 search_ID = search_ID.detach()
         if self.config.stop_gradient == "objective":
             contrasted_ID = contrasted_ID.detach()
+        if self.sharpness is not None:
+            # Queries are scaled by 1 / √D under a softmax; two such vectors give cosine / τ.
+            root = (self.sharpness.exp() * math.sqrt(item_ID.shape[1])).sqrt()
+            found_ID = F.normalize(item_ID if search_ID is None else search_ID, dim=1)
+            search_ID = ops.share_gradient(found_ID * root)
         return item_ID, search_ID, contrasted_ID
 
     @property

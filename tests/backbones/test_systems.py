@@ -1,6 +1,7 @@
 """Backbones in whole models: recipes, search tables, stopped gradients, unfit data."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -69,6 +70,47 @@ def test_an_own_search_table_decides_and_the_objective_sees_it(name, toy):
         item_ID = model.item(batch.item_IF.long())
     assert not torch.allclose(after.item_ID, item_ID)
     assert not torch.equal(after.interest.vector_CW, before.interest.vector_CW)
+
+
+@pytest.mark.parametrize("name", ["sim_soft", "eta", "sdim", "twin", "lap"])
+def test_cosine_search_does_not_see_the_length_of_item_vectors(name, toy):
+    """Rows are found by direction alone; what is pooled is still the item vector."""
+    backbone = {"name": "lap", "use_msa": False} if name == "lap" else {"name": name}
+    options = {"keep": 4} if "keep" in BACKBONES[name].Config.model_fields else {}
+    options = {"k1": 4, "k2": 4} if name == "lap" else options
+    metric = {"search_metric": "cosine", "search_temperature": 0.2}
+    model = model_of(toy, {**backbone, **options}, **metric).eval()
+    batch = batch_of(toy)
+    vector_ID = torch.randn(len(batch.item_IF), 8)
+    length_I1 = torch.rand(len(batch.item_IF), 1) + 0.5
+
+    def found(item_ID):
+        model.item.forward = lambda _: item_ID
+        parts = model.embed(batch)
+        state = model.backbone.encode(parts.history)
+        searched = parts.history.search_vector_ID
+        return searched, model.backbone.preceding(state, parts.query, batch.lifelong_C2, 4)
+
+    search_ID, kept_CK = found(vector_ID)
+    torch.testing.assert_close(
+        search_ID @ search_ID.T / math.sqrt(8),
+        torch.nn.functional.cosine_similarity(vector_ID[:, None], vector_ID, dim=2) / 0.2,
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+    if name != "twin":  # TWIN searches with the attention, context included
+        assert torch.equal(kept_CK, found(vector_ID * length_I1)[1])
+
+
+@pytest.mark.parametrize("name", ["none", "full", "sim_hard"])
+def test_cosine_search_is_refused_where_nothing_searches(name, toy):
+    with pytest.raises(ConfigError, match=r"search_metric: cosine .* lap"):
+        model_of(toy, {"name": name}, search_metric="cosine")
+
+
+def test_the_temperature_of_cosine_search_learns(toy):
+    model = model_of(toy, {"name": "lap"}, search_metric="cosine")
+    model(batch_of(toy)).logit_C.sum().backward()
+    assert model.sharpness.grad.abs() > 0
 
 
 @pytest.mark.parametrize("name", ["none", "full", "sim_hard"])

@@ -123,10 +123,15 @@ def test_need_is_linear_in_history_and_shared_by_groups(backbone):
     assert alone.flops == pytest.approx(one.flops, rel=0.1)
 
 
-def test_the_bound_is_the_slower_of_computing_and_reading():
-    machine = Machine(flops=100.0, bandwidth=10.0)
-    assert Need(flops=200, bytes=1).seconds(machine) == 2
-    assert Need(flops=200, bytes=50).seconds(machine) == 5
+def test_the_ideal_bound_overlaps_and_the_reachable_one_adds_up():
+    machine = Machine(100.0, 10.0, piece_flops=50.0, exps=5.0, scores=20.0, gathered=4.0)
+    need = Need(flops=200, bytes=1, piece_flops=0, exps=0, scores=0, gathered=0)
+    assert need.seconds(machine) == 2
+    assert replace(need, bytes=50).seconds(machine) == 5
+    assert need.reachable_seconds(machine) == pytest.approx(2.1)
+    whole = Need(flops=200, bytes=50, piece_flops=150, exps=10, scores=20, gathered=8)
+    assert whole.seconds(machine) == 5
+    assert whole.reachable_seconds(machine) == pytest.approx(0.5 + 3 + 2 + 1 + 2 + 5)
 
 
 @pytest.mark.parametrize("backbone", ["lap", "sdim", "twin"])

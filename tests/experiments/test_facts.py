@@ -12,7 +12,14 @@ from lcn.cli import cli
 from lcn.errors import DataError
 from lcn.experiments import facts as facts_module
 from lcn.experiments.expect import LIFT, Known, expect, load_known
-from lcn.experiments.facts import fit_logistic, read_facts, run_probe, score_logistic
+from lcn.experiments.facts import (
+    category_field,
+    fit_logistic,
+    read_facts,
+    run_probe,
+    score_logistic,
+)
+from lcn.schema import Field
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +149,16 @@ def test_the_command(planted, tmp_path):
     path.write_text("{}")
     with pytest.raises(DataError, match="dose-response"):
         load_known(path)
+
+
+def test_the_field_that_counting_goes_by(planted):
+    def of(*fields):
+        manifest = planted.manifest.model_copy(
+            update={"item_fields": tuple(Field(name=name, size=size) for name, size in fields)}
+        )
+        return category_field(replace(planted, manifest=manifest))
+
+    assert of(("item", 9000), ("author", 6000), ("tag", 40)) == 2
+    assert of(("item", 9000), ("author", 6000), ("brand", 40), ("colour", 5)) == 2
+    assert of(("item", 9000), ("author", 6000)) == 1
+    assert of(("item", 9000)) == 0

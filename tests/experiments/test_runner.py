@@ -54,6 +54,29 @@ def test_an_interrupted_experiment_goes_on_where_it_was(little, tmp_path):
     assert all(len(each.runs) == 2 for each in fitted)
 
 
+def test_rows_are_completed_one_after_the_other(little, tmp_path, workers):
+    workers.jobs = 1
+    bench = bench_of(little, tmp_path, trials=2)
+    fitted = fit_rows(bench, [LAP, NONE], workers=workers, say=quiet)
+    first = {bench.store.run_folder(config) for config in fitted[0].runs}
+    # Two trials of the first row, then its two seeds, before anything of the second row.
+    assert set(workers.jobs_run[2:4]) == first
+
+
+def test_finished_rows_can_be_shown_before_the_rest_is_trained(little, tmp_path, workers):
+    options = {"trials": 2, "seeds": (0,)}
+    fit_rows(bench_of(little, tmp_path, **options), [LAP], workers=workers, say=quiet)
+    nothing = InProcess()
+    bench = bench_of(little, tmp_path, finished=True, **options)
+    fitted = fit_rows(bench, [NONE, LAP], workers=nothing, say=quiet)
+    assert nothing.jobs_run == []
+    assert fitted[0].runs == () and fitted[0].error == "not trained yet"
+    assert len(fitted[1].runs) == 1
+    more = bench_of(little, tmp_path, finished=True, trials=2, seeds=(0, 1))
+    (half,) = fit_rows(more, [LAP], workers=nothing, say=quiet)
+    assert half.runs == () and half.error == "not trained yet"
+
+
 def test_a_half_written_run_is_not_picked_up(little, tmp_path, workers):
     options = {"seeds": (0,)}
     fitted = fit_rows(bench_of(little, tmp_path, **options), [NONE], workers=workers, say=quiet)

@@ -132,6 +132,7 @@ def test_a_table_on_the_whole_way_to_its_record(little, tmp_path, workers):
     record = with_origin("table4", finding, bench, Call(command="lcn", now=now()), 1.0)
     path = save_record(bench.store.record_path("table4"), record)
     assert load_record(path) == record
+    assert record.origin.run_commits and record.origin.run_seconds > 0
     json.loads(path.read_text())
 
 

@@ -61,7 +61,7 @@ def test_anchored_forms_equal_their_twin(toy, form, monkeypatch):
     pairs = Pairs(torch.cat([first, torch.tensor([-1])]), torch.cat([second, torch.tensor([3])]))
     monkeypatch.setattr("lcn.objectives.crp.draw_pairs", lambda *_: pairs)
     terms = {"weight_pt": 1.0, "weight_ps": 0.0, "weight_pc": 0.0}
-    crp = build("crp", toy, form=form, temperature=TAU, **terms)
+    crp = build("crp", toy, form=form, temperature=TAU, pairs=1, **terms)
     key = list(range(len(view.item_ID)))
     expected = _twin(view.item_ID.detach(), first.tolist(), second.tolist(), key, form)
     assert crp(view).item() == pytest.approx(expected, rel=1e-9)
@@ -77,7 +77,7 @@ def test_13_paper_form_is_alignment_and_uniformity(toy, monkeypatch):
     monkeypatch.setattr("lcn.objectives.crp.draw_pairs", lambda *_: pairs)
     monkeypatch.setattr("lcn.objectives.crp.draw_negatives", lambda *_: negatives)
     terms = {"weight_pt": 0.0, "weight_ps": 0.0, "weight_pc": 2.0}
-    crp = build("crp", toy, form="paper", temperature=TAU, **terms)
+    crp = build("crp", toy, form="paper", temperature=TAU, pairs=1, **terms)
 
     def value(vectors):
         return crp(type(view)(view.batch, vectors, view.tables, view.generator, view.step))
@@ -164,7 +164,7 @@ def test_15_one_negative_is_softplus(toy, monkeypatch):
     pairs = Pairs(torch.tensor([0, 1]), torch.tensor([2, 3]))
     monkeypatch.setattr("lcn.objectives.crp.draw_pairs", lambda *_: pairs)
     terms = {"weight_pt": 1.0, "weight_ps": 0.0, "weight_pc": 0.0}
-    loss = build("crp", toy, temperature=TAU, **terms)(view)
+    loss = build("crp", toy, temperature=TAU, pairs=1, **terms)(view)
     e = view.item_ID.detach()
     gap = [(_cos(e[a], e[n]) - _cos(e[a], e[p])) / TAU for a, p, n in ((0, 2, 3), (1, 3, 2))]
     assert loss.item() == pytest.approx(sum(math.log1p(math.exp(g)) for g in gap) / 2, rel=1e-9)
@@ -183,6 +183,41 @@ def test_pairs_are_uniform_over_places_and_never_one_item(toy):
     assert first.float().mean().item() == pytest.approx(3 / 5, abs=0.03)
     second = pairs.second_U[pairs.first_U == place[50]] == place[41]
     assert second.float().mean().item() == pytest.approx(3 / 4, abs=0.05)
+
+
+def test_more_pairs_of_a_user_are_so_many_draws(toy, monkeypatch):
+    """Three pairs of each user: negatives are the other users' of the same draw."""
+    model = make_model(toy).double()
+    view = make_view(model, make_batch(toy, ordinary()))
+    users, repeats = len(view.batch.address_U), 3
+    generator = torch.Generator().manual_seed(2)
+    size = (users * repeats,)
+    first = torch.randint(0, len(view.item_ID), size, generator=generator)
+    second = torch.randint(0, len(view.item_ID), size, generator=generator)
+    drawn = []
+
+    def draw(first_PL, second_PL, view):
+        drawn.append((first_PL, second_PL))
+        return Pairs(first, second)
+
+    monkeypatch.setattr("lcn.objectives.crp.draw_pairs", draw)
+    terms = {"weight_pt": 1.0, "weight_ps": 0.0, "weight_pc": 0.0}
+    crp = build("crp", toy, temperature=TAU, pairs=repeats, **terms)
+    unit_ID = torch.nn.functional.normalize(view.item_ID.detach(), dim=1)
+    losses = []
+    for p in range(len(first)):
+        score = [float(unit_ID[first[p]] @ unit_ID[second[q]]) / TAU for q in range(len(first))]
+        same = {first[p].item(), second[p].item()}
+        others = [
+            score[q]
+            for q in range(len(first))
+            if q // users == p // users and q != p and second[q].item() not in same
+        ]
+        losses.append(math.log(sum(map(math.exp, [score[p], *others]))) - score[p])
+    assert crp(view).item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+    first_PL, second_PL = drawn[0]
+    assert first_PL is second_PL and len(first_PL) == users * repeats
+    assert torch.equal(first_PL[:users], first_PL[users : 2 * users])
 
 
 def test_warm_up_rises_linearly(toy):

@@ -67,6 +67,31 @@ def test_bucket_sum_and_gradient_equal_twin(seed, shared, groups):
         torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-5)
 
 
+@DRAW
+@given(seed=st.integers(0, 10**6), step=st.integers(0, 3), width=st.sampled_from([5, 16, 40]))
+def test_bucket_sums_of_spans_a_few_rows_apart_equal_twin(seed, step, width):
+    """Their common rows go through the table, the others by pairs."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = Codes(
+        torch.randint(0, 8, (9, 16), generator=generator, dtype=torch.uint8),
+        torch.randint(0, 9, (60,), generator=generator, dtype=torch.int32),
+        torch.randint(0, 8, (8, 16), generator=generator, dtype=torch.uint8),
+    )
+    start_C = torch.arange(8) * step
+    span_C2 = torch.stack([start_C, start_C + 38], 1)
+    vector_ID = torch.randn(9, width, generator=generator)
+    slope = torch.randn(8, 16, width, generator=generator)
+    answers = []
+    for how in ("fast", "reference"):
+        leaf = vector_ID.clone().requires_grad_()
+        with ops.force(how):
+            found = bucket_sum(leaf, codes, span_C2)
+            (found.sum_CGD * slope).sum().backward()
+        answers.append((found.sum_CGD, found.square_C, leaf.grad))
+    for fast, slow in zip(*answers, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-5)
+
+
 def test_bucket_table_holds_every_bucket_sum():
     codes, _ = draw_codes(5, 16, values=8)
     vector_ID = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))

@@ -86,7 +86,7 @@ class TwinAttention(nn.Module):
 
     def values(self, pool: Pool) -> Tensor:
         """Project pooled rows: W_v per head, then W_o."""
-        return self.output(project_values(pool, self.context, self.value_BX))
+        return project_values(pool, self.context, self.value_BX, self.output.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class Twin(Backbone[TwinState]):
         config = self.config
         if config.select != "per_head":
             return _aggregate(state.rows, search, span_C2, config.keep, config.select)[:, None]
-        return _rank_per_head(ops.span_score(state.rows, span_C2, search), span_C2, config.keep)
+        return ops.rank_heads(state.rows, span_C2, search, config.keep)[0]
 
     def _describe(self, state: TwinState, query: Query, span_C2: Tensor) -> tuple[Level, ...]:
         whole, search = Selection(span_C2=span_C2), self._search(query)
@@ -227,23 +227,11 @@ def _aggregate(
     rows: HistoryRows, scoring: Scoring, span_C2: Tensor, keep: int, select: Select
 ) -> Tensor:
     """One selection of `keep` rows from all heads' scores."""
-    score_SH = ops.span_score(rows, span_C2, scoring)
-    mean_S = score_SH.mean(1)
     if select == "mean_alpha":
+        mean_S = ops.span_score(rows, span_C2, scoring).mean(1)
         return ops.select_span_topk(mean_S, span_C2, keep)
-    kept_CHK = _rank_per_head(score_SH, span_C2, keep)
-    if not len(mean_S):
-        return kept_CHK[:, 0]
-    length_C = (span_C2[:, 1] - span_C2[:, 0]).clamp(min=0)
-    start_C = length_C.cumsum(0) - length_C - span_C2[:, 0]
-    place_CHK = torch.where(kept_CHK >= 0, start_C[:, None, None] + kept_CHK, 0)
-    return merge_heads(kept_CHK, mean_S[place_CHK], keep)
-
-
-def _rank_per_head(score_SH: Tensor, span_C2: Tensor, keep: int) -> Tensor:
-    """[C, H, K] each head's best rows."""
-    heads = [ops.select_span_topk(score_S.contiguous(), span_C2, keep) for score_S in score_SH.T]
-    return torch.stack(heads, 1)
+    kept_CHK, mean_CHK = ops.rank_heads(rows, span_C2, scoring, keep)
+    return merge_heads(kept_CHK, mean_CHK, keep)
 
 
 def _pool_per_head(rows: HistoryRows, scoring: Scoring, kept_CHK: Tensor) -> Pool:

@@ -2,15 +2,20 @@
 
 Operations: multiply-adds counted as two, forward and backward, of the algorithm as the fast path
 has it (absorbed projections, no work for rows that were not kept). Bytes: vectors of the unique
-history rows, the row numbers, and the touched table rows with their moments. The bound is the
-larger of operations at the measured matrix rate and bytes at the measured rate of reading: it
-supposes that computing and reading overlap perfectly and that every operation has the shape of a
-large matrix product.
+history rows, the row numbers, and the touched table rows with their moments.
+
+Two bounds. The *ideal* one is the larger of all operations at the rate of a large matrix product
+and all bytes at the rate of reading: it supposes that computing and reading overlap perfectly and
+that every operation has the shape of a large matrix product. The *reachable* one adds up what
+cannot overlap on one core, each at the rate that the machine reaches at the size that occurs:
+attention in pieces of 64 rows and g candidates, dense layers as they are, exponentials, one look
+at every score that is ranked, kept rows gathered, tables streamed. No rate is that of our kernels.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +32,8 @@ _TRAINED = 12
 queries (2 each) and of vectors (4)."""
 _SCORED = 2
 """Of a search that has no gradient."""
+_WEIGHED = 2
+"""Times a softmax weight is computed: backward finds it again, or reads what it costs as much."""
 _READ_AND_ADDED = 4
 """Times a trained row's vector moves: read forward, read backward, gradient read and written."""
 _TABLE = 8
@@ -35,12 +42,20 @@ _TABLE = 8
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Measured rates."""
+    """Measured rates, per second."""
 
     flops: float
-    """Operations per second in a float32 matrix product."""
+    """Operations in a large float32 matrix product."""
     bandwidth: float
-    """Bytes read per second."""
+    """Bytes read."""
+    piece_flops: float
+    """Operations in many products of 64 rows of width 64 with g columns."""
+    exps: float
+    """Exponentials of numbers in the cache."""
+    scores: float
+    """Numbers in the cache looked at once (a maximum)."""
+    gathered: float
+    """Bytes of single rows gathered from a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +63,63 @@ class Need:
     """Of one step."""
 
     flops: float
+    """All operations of products."""
     bytes: float
+    """All bytes that are read or written in order."""
+    piece_flops: float
+    """Those of `flops` that come in pieces: attention of g candidates over rows."""
+    exps: float
+    scores: float
+    """Scores that are ranked."""
+    gathered: float
+    """Bytes of kept rows, beyond `bytes`."""
 
     def seconds(self, machine: Machine) -> float:
-        """The shortest time in which the machine could do it."""
+        """The shortest time in which an ideal machine of these rates could do it."""
         return max(self.flops / machine.flops, self.bytes / machine.bandwidth)
 
+    def reachable_seconds(self, machine: Machine) -> float:
+        """The time of all parts, one after the other, at the rates of their sizes."""
+        return (
+            self.piece_flops / machine.piece_flops
+            + (self.flops - self.piece_flops) / machine.flops
+            + self.exps / machine.exps
+            + self.scores / machine.scores
+            + self.gathered / machine.gathered
+            + self.bytes / machine.bandwidth
+        )
 
-def measure_machine(repeats: int = 9) -> Machine:
+
+def measure_machine(group: int = 8, repeats: int = 9) -> Machine:
     """Best of several, with the threads that PyTorch has been given."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     flat = torch.ones(64 << 20)
-    product, reading = [], []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        product.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        flat.sum()
-        reading.append(time.perf_counter() - started)
-    return Machine(2 * 1024**3 / min(product), FLOAT * flat.numel() / min(reading))
+    rows, queries = torch.randn(256, 64, 64), torch.randn(256, 64, group)
+    inside = torch.rand(1 << 16)
+    table, chosen = torch.randn(100_000, 64), torch.randint(100_000, (50_000,))
+    square, pieces = torch.empty_like(a), torch.empty(256, 64, group)
+    out, rows_out = torch.empty_like(inside), torch.empty(50_000, 64)
+
+    def best(work: Callable[[], object]) -> float:
+        spent = []
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            work()
+            spent.append(time.perf_counter() - started)
+        return min(spent)
+
+    return Machine(
+        flops=2 * 1024**3 / best(lambda: torch.mm(a, b, out=square)),
+        bandwidth=FLOAT * flat.numel() / best(flat.sum),
+        piece_flops=2 * 64 * rows.numel() * group / 64 / best(
+            lambda: torch.bmm(rows, queries, out=pieces)
+        ),
+        exps=inside.numel() / best(lambda: torch.exp(inside, out=out)),
+        scores=inside.numel() / best(inside.max),
+        gathered=FLOAT * rows_out.numel() / best(
+            lambda: torch.index_select(table, 0, chosen, out=rows_out)
+        ),
+    )  # fmt: skip
 
 
 def train_need(model: Model, batch: Batch) -> Need:
@@ -76,12 +128,39 @@ def train_need(model: Model, batch: Batch) -> Need:
     rows, items = len(batch.source.item_T), len(batch.item_IF)
     pairs = _length(batch.lifelong_C2)
     short = _length(batch.short_source_C2) + _length(batch.short_target_C2)
-    flops = _TRAINED * width * model.config.short.heads * short + 6.0 * count * _dense(model)
+    heads = model.config.short.heads
+    attention = _TRAINED * width * heads * short
+    dense = 6.0 * count * _dense(model)
     lifelong = _lifelong(model, batch, pairs)
     moved = FLOAT * width * _vectors(model, rows, count)
     numbers = rows * (4 + 4 * batch.source.context_TG.shape[1] + 8)
     table = _TABLE * FLOAT * model.config.field_width * items * batch.item_IF.shape[1]
-    return Need(flops + lifelong, moved + numbers + table)
+    weighed, ranked, kept = _selected(model, count, pairs)
+    return Need(
+        flops=attention + dense + lifelong,
+        bytes=moved + numbers + table,
+        piece_flops=attention + lifelong,
+        exps=_WEIGHED * (heads * short + weighed),
+        scores=ranked,
+        gathered=FLOAT * width * _READ_AND_ADDED * kept,
+    )
+
+
+def _selected(model: Model, count: int, pairs: int) -> tuple[float, float, float]:
+    """Numbers of softmax weights, of ranked scores and of kept rows of the lifelong part."""
+    config, backbone = model.config.backbone, model.backbone
+    most = pairs / max(count, 1)
+    heads, kept = getattr(config, "heads", 1), count * min(getattr(config, "keep", 0), most)
+    if config.name == "full":
+        return heads * pairs, 0, 0
+    if isinstance(backbone, Lap):
+        first = count * min(backbone.config.k1 or most, most)
+        second = count * min(backbone.config.k2, most)
+        return pairs + first + heads * second, pairs + first, first + second
+    if config.name == "sdim":
+        return 0, 0, 0
+    ranked = pairs * (heads if config.name == "twin" else config.name != "none")
+    return heads * kept + (pairs if config.name == "sim_soft" else 0), ranked, kept
 
 
 def _length(span_C2: torch.Tensor) -> int:

@@ -85,7 +85,12 @@ class Record:
     speedup: float | None
     """Of the fast variant over the padded one: median over neighbouring turns."""
     over_bound: float
-    """Time by the clock over the time of the bound."""
+    """Time by the clock over the time of the ideal bound."""
+    reachable_samples_per_s: float
+    """The bound of all parts one after the other at the rates of their sizes."""
+    over_reachable: float
+    piece_gflop_per_s: float
+    """In products of 64 rows with g columns."""
     gflop: float
     gib: float
     """Operations and bytes that a step of `batch` samples needs."""
@@ -143,9 +148,9 @@ class Worker:
         self._process.communicate()
 
 
-def measure(threads: int) -> Machine:
+def measure(threads: int, group: int) -> Machine:
     """The machine's rates, in a process of its own."""
-    with _start({"machine": True, "threads": threads}) as process:
+    with _start({"machine": True, "threads": threads, "group": group}) as process:
         out, _ = process.communicate()
     return Machine(**json.loads(out))
 
@@ -158,18 +163,19 @@ def run(grid: Grid, tell: Callable[[str], None] = lambda text: None) -> Iterator
         tell: called with a word on what happens next.
     """
     cases = grid.cases()
-    machines: dict[int, Machine] = {}
+    machines: dict[tuple[int, int], Machine] = {}
     end = time.monotonic() + grid.seconds
     for number, (work, threads) in enumerate(cases):
-        if threads not in machines:
-            tell(f"measuring the machine with {threads} thread(s)")
-            machines[threads] = measure(threads)
+        size = threads, work.group
+        if size not in machines:
+            tell(f"measuring the machine with {threads} thread(s), g={work.group}")
+            machines[size] = measure(threads, work.group)
         tell(
             f"{number + 1}/{len(cases)} {work.backbone} N={work.n} items={work.items} "
             f"g={work.group} {work.lengths} threads={threads}"
         )
         left = (end - time.monotonic()) / (len(cases) - number)
-        yield run_case(work, threads, machines[threads], grid, time.monotonic() + left)
+        yield run_case(work, threads, machines[size], grid, time.monotonic() + left)
 
 
 def run_case(
@@ -229,8 +235,9 @@ def _record(
     work, facts, variant = worker.spec.work, worker.facts, worker.spec.variant
     peak = worker.ask("memory")["peak_mib"]
     wait = worker.ask("loader")["wait_share"] if variant == "fast" else None
-    need = Need(facts["flops"], facts["bytes"])
+    need = Need(**facts["need"])
     bound = work.batch / need.seconds(machine)
+    reachable = work.batch / need.reachable_seconds(machine)
     speed = 1 / median(_per_sample(worker, turn) for turn in turns)
     return Record(
         backbone=work.backbone,
@@ -247,6 +254,9 @@ def _record(
         samples_per_cpu_s=1 / median(_per_sample(worker, turn, "cpu_seconds") for turn in turns),
         speedup=speedup if variant == "fast" else None,
         over_bound=bound / speed,
+        reachable_samples_per_s=reachable,
+        over_reachable=reachable / speed,
+        piece_gflop_per_s=machine.piece_flops / 1e9,
         gflop=need.flops / 1e9,
         gib=need.bytes / 2**30,
         matrix_gflop_per_s=machine.flops / 1e9,

@@ -109,7 +109,7 @@ def main() -> None:
     tree = json.loads(sys.argv[1])
     if tree.get("machine"):
         torch.set_num_threads(tree["threads"])
-        _say(asdict(measure_machine()))
+        _say(asdict(measure_machine(tree["group"])))
         return
     spec = Spec(Workload(**tree["work"]), tree["variant"], tree["threads"])
     torch.set_num_threads(spec.threads)
@@ -122,8 +122,7 @@ def main() -> None:
     idle = memory.resident_mib()
     _say(
         {
-            "flops": trainer.need.flops,
-            "bytes": trainer.need.bytes,
+            "need": asdict(trainer.need),
             "rows": trainer.rows,
             "unique_items": trainer.unique_items,
             "collate_s": trainer.collate_s,

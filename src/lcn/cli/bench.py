@@ -266,7 +266,7 @@ def _tell(text: str) -> None:
 def _train_table(records: Sequence[Record]) -> Table:
     table = Table("backbone", "variant", "lengths", box=box.SIMPLE, padding=(0, 1, 0, 0))
     names = ("N", "items", "g", "thr", "batch", "samples/s", "per CPU s", "speed-up", "MiB",
-             "GFLOP", "GiB", "bound/s", "over", "wait")  # fmt: skip
+             "GFLOP", "GiB", "ideal/s", "over", "reach/s", "over", "wait")  # fmt: skip
     for name in names:
         table.add_column(name, justify="right")
     for r in records:
@@ -278,7 +278,8 @@ def _train_table(records: Sequence[Record]) -> Table:
         wait = "-" if r.wait_share is None else f"{100 * r.wait_share:.1f} %"
         table.add_row(
             r.backbone, r.variant, r.lengths, *size, *speed, ratio, peak, *need,
-            f"{r.over_bound:.1f}x", wait,
+            f"{r.over_bound:.1f}x", f"{r.reachable_samples_per_s:,.0f}",
+            f"{r.over_reachable:.1f}x", wait,
         )  # fmt: skip
     return table
 
@@ -289,7 +290,9 @@ def _say_training(first: Record) -> None:
         "gradients, torch.optim.Adam over whole tables. fast: what `lcn train` does.\n"
         f"Medians of turns in one run; allocator of both: {first.allocator}. Machine, measured "
         f"with {first.threads} thread(s): {first.matrix_gflop_per_s:.0f} GFLOP/s in a matrix "
-        f"product, {first.read_gib_per_s:.1f} GiB/s reading; load {first.load:.1f}.\n"
-        "MiB: peak above the idle process. bound: needed operations and bytes at those rates, "
-        "whichever takes longer; over: our time as a multiple of it."
+        f"product, {first.piece_gflop_per_s:.0f} in pieces of 64 rows and g={first.group} columns, "
+        f"{first.read_gib_per_s:.1f} GiB/s reading; load {first.load:.1f}.\n"
+        "MiB: peak above the idle process. ideal: needed operations and bytes at the rates of "
+        "large products and of reading, whichever takes longer. reach: all parts one after the "
+        "other, each at the rate of its size. over: our time as a multiple of each."
     )

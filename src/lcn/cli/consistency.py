@@ -34,9 +34,12 @@ def consistency(
     runs: tuple[Path, ...],
     split: str,
     dataset: str | None,
+    size: int,
+    least: int,
+    limit: int,
     k1: tuple[int, ...],
+    seed: int,
     as_json: bool,
-    **sizes: int,
 ) -> None:
     """Does search deliver what attention would choose? The consistency of trained RUNS (Figure 5).
 
@@ -47,7 +50,7 @@ def consistency(
     from lcn.api import consistency as measure
     from lcn.evaluate.consistency import ConsistencyConfig
 
-    config = ConsistencyConfig(**sizes)
+    config = ConsistencyConfig(size=size, least=least, limit=limit, seed=seed)
     rows = [
         row
         for run in runs

@@ -72,6 +72,8 @@ _OPTIONS = [
     click.option("--rows", multiple=True, metavar="NAME",
                  help="Only these rows (and those they are compared with); repeatable."),
     click.option("--beyond", is_flag=True, help="Also the rows beyond the paper."),
+    click.option("--finished", is_flag=True,
+                 help="Train nothing: show the rows that are finished."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                  help="A setting for every row, such as batch.lifelong=2000; repeatable."),
     click.option("--k1", type=click.IntRange(min=1), help="K1 of the pyramid (paper: 200)."),
@@ -121,6 +123,7 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
         quick=given["quick"],
         rows=given["rows"],
         beyond=given["beyond"],
+        finished=given["finished"],
     )
     names = list(EXPERIMENTS) if name == "all" else [name]
     call = Call(command=_command_line(), now=now())

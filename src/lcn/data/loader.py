@@ -27,7 +27,7 @@ class BatchConfig(Config):
 
     size: int = 1024
     """Candidates (impressions) in a batch."""
-    group: int = 1
+    group: int = 8
     """Up to this many impressions of one user stand in the same batch and share history rows;
     1 is plain shuffling."""
     lifelong: int = 500

@@ -162,6 +162,41 @@ def curves_svg(curves: Sequence[Curve], xlabel: str, ylabel: str) -> str:
     return _svg(draw, 3.1, f"{ylabel} against {xlabel}")
 
 
+def scatter_svg(clouds: Sequence[Curve], title: str) -> str:
+    """Draw points in the plane, a colour per cloud; axes have no meaning and no ticks.
+
+    Args:
+        clouds: points, in the order of the legend; a ninth and later cloud repeats colours.
+        title: said to readers who cannot see the picture.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _check_any(clouds, "scatter plot")
+
+    def draw(axes: Axes) -> None:
+        for i, cloud in enumerate(clouds):
+            axes.scatter(
+                np.asarray(cloud.x_N, dtype=np.float64),
+                np.asarray(cloud.y_N, dtype=np.float64),
+                s=5,
+                linewidths=0,
+                alpha=0.75,
+                color="#8a8f98" if cloud.name == "others" else COLOURS[i % len(COLOURS)],
+                label=_plain(cloud.name),
+                zorder=1 if cloud.name == "others" else 2,
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.set_aspect("equal", adjustable="datalim")
+        for side in ("left", "bottom"):
+            axes.spines[side].set_visible(False)
+        _legend_above(axes, len(clouds))
+
+    return _svg(draw, 4.6, title)
+
+
 def forest_svg(rows: Sequence[NamedInterval], xlabel: str, reference: float | None = None) -> str:
     """Draw estimates with their intervals, one row each, the first at the top.
 

@@ -17,7 +17,7 @@ from lcn.evaluate.metrics import auc
 from lcn.evaluate.tables import plain
 from lcn.experiments.facts import read_facts
 from lcn.experiments.measure import Measured, measure
-from lcn.experiments.planted import LOG, planted_dataset
+from lcn.experiments.planted import planted_config, planted_dataset
 from lcn.experiments.record import (
     Cell,
     CurvePanel,
@@ -76,7 +76,7 @@ def grid(options: Options) -> Iterator[tuple[str, float, SyntheticConfig]]:
     for dial, values in DIALS.items():
         for value in (values[0], values[-1]) if options.quick else values:
             planted = {**BASE, dial: value}
-            yield dial, value, SyntheticConfig(users=options.users, **planted, **LOG)
+            yield dial, value, planted_config(options.users, **planted)
 
 
 def run(
@@ -92,7 +92,7 @@ def run(
         say: told of finished runs.
     """
     del datasets
-    options = replace(options, settings=options.planted, sizes=options.sizes or SIZES)
+    options = replace(options, sizes=options.sizes or SIZES)
     points, seen = [], {}
     for dial, value, config in grid(options):
         folder = planted_dataset(config, root)

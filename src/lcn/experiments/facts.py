@@ -26,6 +26,9 @@ Floats = NDArray[np.float64]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 RECENT = 500
 """Newest events of a history that the probe reads."""
+_MEASURED: tuple[Split, Split] = ("validation", "test")
+LARGEST = 2000
+"""Categories that are told apart at most."""
 _PRIOR = 20.0
 """Impressions' worth of the mean click rate that every count starts with."""
 
@@ -112,8 +115,8 @@ def read_facts(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> LogF
 
 def run_probe(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> Probe:
     """Count on training, weigh the counts on validation, measure on test."""
-    features = {split: _features(dataset, split) for split in ("validation", "test")}
-    label = {split: np.asarray(dataset.samples[split].label_S) for split in features}
+    features = {split: _features(dataset, split) for split in _MEASURED}
+    label = {split: np.asarray(dataset.samples[split].label_S) for split in _MEASURED}
     scores = {}
     for kind, columns in (("target", slice(0, -2)), ("both", slice(0, None))):
         weight_X = fit_logistic(features["validation"][:, columns], label["validation"])
@@ -125,18 +128,32 @@ def run_probe(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> Probe
     return Probe(lift.reference, lift.other, lift)
 
 
-def category_places(dataset: Dataset) -> int:
-    """The item field that counting goes by: `category`, else the one after the item, else it."""
-    names = [field.name for field in dataset.manifest.item_fields]
-    return names.index("category") if "category" in names else min(1, len(names) - 1)
+def category_field(dataset: Dataset) -> int:
+    """Place of the item field that counting goes by.
+
+    The field of a usual name for categories; else the one with the most values up to `LARGEST`;
+    else, without any, the item itself.
+    """
+    fields = dataset.manifest.item_fields
+    names = [field.name for field in fields]
+    for name in ("category", "tag", "genres", "genre", "cate"):
+        if name in names:
+            return names.index(name)
+    fitting = [place for place in range(1, len(fields)) if fields[place].size <= LARGEST]
+    return max(fitting, key=lambda place: fields[place].size, default=min(1, len(fields) - 1))
+
+
+def _categories(dataset: Dataset) -> NDArray[np.int64]:
+    """[I] category of every item address; beyond `LARGEST` of them the rest counts as one."""
+    category_I = np.asarray(dataset.item_IF[:, category_field(dataset)], np.int64)
+    return np.minimum(category_I, LARGEST - 1)
 
 
 def _features(dataset: Dataset, split: Split) -> Floats:
     """[S, X] log-odds of clicks by item, category and user, the user's taste for the category in
     the target log; last, what the source log adds: its taste, and its categories' click rates."""
     train, rows = dataset.samples["train"], dataset.samples[split]
-    place = category_places(dataset)
-    category_I = np.asarray(dataset.item_IF[:, place], np.int64)
+    category_I = _categories(dataset)
     size = int(category_I.max()) + 1
     base = float(np.asarray(train.label_S).mean())
     item_S, user_S = np.asarray(rows.item_S), np.asarray(rows.user_S)
@@ -165,7 +182,7 @@ def _pair_scores(dataset: Dataset, split: Split) -> Floats:
     """[S] mean over the user's source categories of the log-odds that such users click this
     target category, relative to the category's own."""
     train, rows = dataset.samples["train"], dataset.samples[split]
-    category_I = np.asarray(dataset.item_IF[:, category_places(dataset)], np.int64)
+    category_I = _categories(dataset)
     size = int(category_I.max()) + 1
     store = dataset.events["source"]
     event_E = category_I[np.asarray(store.item_E)]
@@ -187,7 +204,7 @@ def _pair_scores(dataset: Dataset, split: Split) -> Floats:
 def _information(dataset: Dataset) -> float:
     """See `LogFacts.category_information`."""
     train = dataset.samples["train"]
-    category_I = np.asarray(dataset.item_IF[:, category_places(dataset)], np.int64)
+    category_I = _categories(dataset)
     size = int(category_I.max()) + 1
     clicked = np.flatnonzero(np.asarray(train.label_S) == 1)
     start_S, end_S = _source_span(dataset, train)

@@ -17,6 +17,7 @@ from lcn.data.names import Names
 from lcn.errors import ConfigError, DataError
 from lcn.evaluate.tables import plain
 from lcn.experiments.clusters import measure_clusters, purity, unit_rows
+from lcn.experiments.facts import category_field
 from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
 from lcn.experiments.record import (
     Cell,
@@ -56,7 +57,9 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
     for each in fitted_ok(fitted):
         quality[each.row.name] = {}
         for number, opened in enumerate(open_runs(bench, each)):
-            items = {domain: labelled_items(opened.dataset, domain) for domain in DOMAINS}
+            items: dict[Domain, Labelled] = {
+                domain: labelled_items(opened.dataset, domain) for domain in DOMAINS
+            }
             _measure(opened, items, quality[each.row.name])
             if number == 0:
                 panels += [
@@ -82,12 +85,17 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
 def labelled_items(dataset: Dataset, domain: Domain) -> Labelled:
     """The most frequent items of a domain that have a known category.
 
-    The category is the item field of that name, or the field after the item itself.
+    The category is the item field that counting goes by, too (`facts.category_field`).
 
     Raises:
         ConfigError: items have no second field.
     """
     place = category_field(dataset)
+    if place == 0:
+        raise ConfigError(
+            "items of this dataset have no field beside the item itself, so there are no "
+            "categories to compare: map one as an item field and prepare again"
+        )
     items = build_corpus(dataset).domains[domain]
     address_V = items.address_V.numpy()
     label_V = np.asarray(dataset.item_IF[address_V, place], np.int64)
@@ -95,24 +103,6 @@ def labelled_items(dataset: Dataset, domain: Domain) -> Labelled:
     address_V, label_V = address_V[known_V], label_V[known_V]
     often_V = np.argsort(-items.count_I.numpy()[address_V], kind="stable")[:ITEMS]
     return Labelled(address_V[often_V], label_V[often_V])
-
-
-def category_field(dataset: Dataset) -> int:
-    """Place of the item field that names an item's category.
-
-    Raises:
-        ConfigError: items have no second field.
-    """
-    names = [field.name for field in dataset.manifest.item_fields]
-    for name in ("category", "tag", "genres", "genre", "cate"):
-        if name in names:
-            return names.index(name)
-    if len(names) < 2:
-        raise ConfigError(
-            "items of this dataset have no field beside the item itself, so there are no "
-            "categories to compare: map one as an item field and prepare again"
-        )
-    return 1
 
 
 @torch.inference_mode()

@@ -76,7 +76,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
 
 def bench_longest(bench: Bench, sizes: tuple[int, ...]) -> int:
     """Where to draw "all rows": the configured longest history, or beyond the largest K1."""
-    settings = dict(each.split("=", 1) for each in bench.options.all_settings)
+    settings = dict(each.split("=", 1) for each in bench.settings)
     return max(int(settings.get("batch.lifelong", 500)), *sizes)
 
 

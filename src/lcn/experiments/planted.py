@@ -7,14 +7,20 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lcn.data.mapping import read_mapping
 from lcn.data.prepare import prepare
 from lcn.data.sources import synthetic
 from lcn.data.sources.synthetic_config import SyntheticConfig
 
-LOG = {"categories": 20, "source_items": 1000, "target_items": 400, "seed": 1}
+LOG: dict[str, Any] = {"categories": 20, "source_items": 1000, "target_items": 400, "seed": 1}
 """Few enough items that the training days show each of them often."""
+
+
+def planted_config(users: int, **dials: float) -> SyntheticConfig:
+    """A generated log of the experiments: `LOG` with some dials turned."""
+    return SyntheticConfig.model_validate({**LOG, "users": users, **dials})
 
 
 def planted_dataset(config: SyntheticConfig, root: Path) -> Path:

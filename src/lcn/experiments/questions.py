@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from lcn.data.dataset import open_dataset
-from lcn.data.sources.synthetic_config import SyntheticConfig
 from lcn.evaluate.compare import Difference
 from lcn.evaluate.tables import plain
 from lcn.experiments.measure import Measured, measure
-from lcn.experiments.planted import LOG, planted_dataset
+from lcn.experiments.planted import planted_config, planted_dataset
 from lcn.experiments.record import (
     CurvePanel,
     Line,
@@ -56,7 +55,7 @@ def run(
         say: told of finished runs.
     """
     parts = [_on_dataset(dataset, options, root, workers, say) for dataset in datasets]
-    planted = replace(options, settings=options.planted, sizes=options.sizes or Sizes(100, 30))
+    planted = replace(options, sizes=options.sizes or Sizes(100, 30))
     parts.append(_long(planted, root, workers, say))
     parts.append(_shared(planted, root, workers, say))
     return Finding(
@@ -133,7 +132,7 @@ def _on_dataset(
 def _long(options: Options, root: Path, workers: Workers, say: Told | None) -> Finding:
     users = max(100, options.users // LONG_USERS)
     long = {**LONG, "source_events": 2000} if options.quick else LONG
-    config = SyntheticConfig(users=users, **long, **LOG)
+    config = planted_config(users, **long)
     bench = open_bench(planted_dataset(config, root), root, options)
     table = length_table(config.source_events)
     name = f"generated log, {config.source_events:,} source events a user"
@@ -154,7 +153,7 @@ def _shared(options: Options, root: Path, workers: Workers, say: Told | None) ->
     shares = (SHARES[0], SHARES[-1]) if options.quick else SHARES
     found: dict[float, Measured] = {}
     for share in shares:
-        config = SyntheticConfig(users=options.users, shared_items=share, **LOG)
+        config = planted_config(options.users, shared_items=share)
         bench = open_bench(planted_dataset(config, root), root, options)
         found[share] = _trained(bench, table, workers, say)[1]
     gains = _gains(found, names)

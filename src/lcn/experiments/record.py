@@ -135,6 +135,10 @@ class Origin(_Record):
     date: datetime
     seconds: float
     """Of this call; runs that were there before cost nothing."""
+    run_commits: tuple[str, ...] = ()
+    """Commits that the runs were trained at, where they are known."""
+    run_seconds: float = 0.0
+    """Training time of the reported runs together, trials not counted."""
     dataset: str
     fingerprint: str
     licence: str = ""

@@ -41,9 +41,22 @@ BASE_KNOBS = (
 """Every row's: they move more than the lifelong part does, so no row may go without."""
 
 CRP_KNOBS = (
-    knob("objectives.0.weight", 0.0001, 0.0003, 0.001, 0.003, 0.01, name="crp weight"),
-    knob("objectives.0.temperature", 0.05, 0.1, 0.2, 0.5, name="crp temperature"),
-    knob("objectives.0.warmup", 0, 200, name="crp warm-up"),
+    knob("objectives.0.temperature", 0.3, 1.0, 3.0, name="crp temperature"),
+    knob("train.pretrain_steps", 300, 1000, 2000, name="crp steps"),
+    Knob(
+        "crp beside the clicks",
+        (
+            ("train.joint_objectives=false",),
+            ("train.joint_objectives=true", "objectives.0.weight=0.01"),
+            ("train.joint_objectives=true", "objectives.0.weight=0.1"),
+        ),
+    ),
+)
+JOINT = ("train.pretrain_steps=0", "train.joint_objectives=true")
+"""CRP beside the click loss from the first step, as Eq. 14 has it."""
+JOINT_KNOBS = (
+    knob("objectives.0.weight", 0.001, 0.01, 0.1, 0.3, name="crp weight"),
+    CRP_KNOBS[0],
 )
 RIVAL_WEIGHTS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 

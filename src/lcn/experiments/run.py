@@ -15,6 +15,7 @@ from lcn.experiments.names import EXPERIMENTS, FIGURES, GENERATED, TABLES
 from lcn.experiments.record import ExperimentRecord, Origin, save_record
 from lcn.experiments.runner import Bench, Told, Workers, open_bench, own_workers
 from lcn.experiments.settings import QUICK, QUICK_USERS, Options, merged
+from lcn.experiments.store import Done, read_done
 from lcn.experiments.subset import take_users
 from lcn.experiments.tables import run_table
 from lcn.experiments.work import Finding
@@ -132,7 +133,6 @@ def _generated(  # the two experiments that make their own logs
     started = time.monotonic()
     module = {"conditions": conditions, "questions": questions}[name]
     finding = module.run(datasets, options, root, workers, say)
-    options = replace(options, settings=options.planted)
     record = with_origin(name, finding, None, call, time.monotonic() - started, options)
     save_record(root / "planted" / "records" / f"{_file_name(name, options)}.json", record)
     return record
@@ -149,6 +149,7 @@ def with_origin(
     """A finding with its provenance."""
     options = bench.options if bench is not None else options or Options()
     licence = open_dataset(bench.dataset).manifest.licence if bench is not None else ""
+    trained = _trained(finding, bench)
     return ExperimentRecord(
         experiment=name,
         title=finding.title,
@@ -164,16 +165,26 @@ def with_origin(
             machine=processor(),
             date=call.now,
             seconds=seconds,
+            run_commits=tuple(sorted({done.commit for done in trained})),
+            run_seconds=sum(done.seconds for done in trained),
             dataset=bench.name if bench is not None else "generated logs",
             fingerprint=bench.store.fingerprint if bench is not None else "",
             licence=licence,
             seeds=options.seeds,
             trials=options.trials,
-            settings=options.all_settings,
+            settings=bench.settings if bench is not None else options.settings_for("synthetic"),
             sizes=(bench.sizes.k1, bench.sizes.k2) if bench is not None else None,
             quick=options.quick,
         ),
     )
+
+
+def _trained(finding: Finding, bench: Bench | None) -> list[Done]:
+    """The facts of the runs behind a finding."""
+    if bench is None:
+        return []
+    folders = {bench.store.folder / "runs" / run for row in finding.rows for run in row.runs}
+    return [done for folder in folders if (done := read_done(folder)) is not None]
 
 
 def _file_name(name: str, options: Options) -> str:

@@ -5,6 +5,7 @@ Runs are jobs for worker processes. Two rows that want the same config share the
 
 from __future__ import annotations
 
+import heapq
 import math
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from lcn.experiments.worker import Job, Outcome, run_job, start_worker
 from lcn.train.config import RunConfig
 
 Told = Callable[[str], None]
+NOT_TRAINED = "not trained yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,13 @@ class Bench:
     name: str
     store: Store
     options: Options
+    settings: tuple[str, ...]
+    """Of every row here."""
     sizes: Sizes
 
     def resolve(self, row: Row, *more: str) -> RunConfig:
         """A row's whole config here."""
-        return resolve(row, self.dataset, self.options.all_settings, self.sizes, *more)
+        return resolve(row, self.dataset, self.settings, self.sizes, *more)
 
 
 def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:
@@ -72,8 +76,9 @@ def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:
         DataError: no finished dataset there.
     """
     manifest = open_dataset(dataset).manifest
-    sizes = options.sizes_for(manifest.name)
-    return Bench(str(dataset), manifest.name, open_store(root, manifest), options, sizes)
+    name, store = manifest.name, open_store(root, manifest)
+    settings, sizes = options.settings_for(name), options.sizes_for(name)
+    return Bench(str(dataset), name, store, options, settings, sizes)
 
 
 def fit_rows(
@@ -104,6 +109,16 @@ class _Pursuit:
     error: str = ""
 
 
+@dataclass(order=True, slots=True)
+class _Wanted:
+    """A job in the queue."""
+
+    priority: tuple[int, int]
+    """Seeds of tuned rows come before trials, earlier rows before later ones: so that rows are
+    complete, and can be shown, as early as may be."""
+    job: Job = field(compare=False)
+
+
 class _Schedule:
     """Submits jobs, and each row's seeds as soon as its last trial is known."""
 
@@ -112,6 +127,7 @@ class _Schedule:
         self._future_of: dict[Path, Future[Outcome]] = {}
         self._outcome_of: dict[Path, Outcome] = {}
         self._label_of: dict[Path, str] = {}
+        self._queue: list[_Wanted] = []
 
     def run(self, rows: Sequence[Row]) -> tuple[Fitted, ...]:
         options = self._bench.options
@@ -145,7 +161,7 @@ class _Schedule:
             pursuit.error = str(error)
             return
         for number, config in enumerate(pursuit.trial_runs):
-            self._submit(config, f"{pursuit.row.name} trial {number}")
+            self._want(config, f"{pursuit.row.name} trial {number}", 1)
 
     def _advance(self, pursuit: _Pursuit) -> None:
         """Choose, once all trials are known, and submit the seeds."""
@@ -153,6 +169,9 @@ class _Schedule:
             return
         outcomes = [self._outcome(config) for config in pursuit.trial_runs]
         if any(each is None for each in outcomes):
+            return
+        if any(each is not None and each.error == NOT_TRAINED for each in outcomes):
+            pursuit.error = NOT_TRAINED
             return
         monitor = pursuit.trial_runs[0].train.monitor
         values = [
@@ -179,24 +198,28 @@ class _Schedule:
             pursuit.error = str(error)
             return
         for seed, config in zip(self._bench.options.seeds, pursuit.seed_runs, strict=True):
-            self._submit(config, f"{pursuit.row.name} seed {seed}")
+            self._want(config, f"{pursuit.row.name} seed {seed}", 0)
 
-    def _submit(self, config: RunConfig, label: str) -> None:
+    def _want(self, config: RunConfig, label: str, stage: int) -> None:
+        """Queue a run, unless it is there or queued already."""
         folder = self._bench.store.run_folder(config)
         if folder in self._label_of:
             self._teller.advance("")
             return
         self._label_of[folder] = label
         done = self._bench.store.finished(config)
-        if done is not None:
-            self._outcome_of[folder] = Outcome(done, reused=True)
+        if done is not None or self._bench.options.finished:
+            self._outcome_of[folder] = Outcome(done, "" if done else NOT_TRAINED, reused=True)
             self._teller.advance("")
             return
         job = Job(config.model_dump_json(), folder, self._bench.store.fingerprint)
-        self._future_of[folder] = self._workers.submit(job)
+        heapq.heappush(self._queue, _Wanted((stage, len(self._label_of)), job))
 
     def _collect(self) -> bool:
-        """Wait for a run; False when none is under way."""
+        """Keep the workers busy and wait for a run; False when there is nothing more to do."""
+        while self._queue and len(self._future_of) < self._workers.jobs:
+            job = heapq.heappop(self._queue).job
+            self._future_of[job.folder] = self._workers.submit(job)
         if not self._future_of:
             return False
         finished, _ = wait(self._future_of.values(), return_when=FIRST_COMPLETED)

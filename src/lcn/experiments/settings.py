@@ -14,8 +14,9 @@ SETTINGS = (
     "batch.size=1024",
     "batch.group=8",
     "batch.lifelong=500",
-    "train.epochs=4",
-    "train.patience=4",
+    "batch.short=24",
+    "train.epochs=5",
+    "train.patience=5",
     "train.checkpoint_every=2000",
     "train.log_every=50",
 )
@@ -55,7 +56,7 @@ class Options:
     settings: tuple[str, ...] = SETTINGS
     """Alike for every row; see the module."""
     planted: tuple[str, ...] = PLANTED_SETTINGS
-    """Alike for every row on a generated log."""
+    """Alike for every row on a generated log (a dataset called `synthetic`)."""
     extra: tuple[str, ...] = ()
     """Settings that override those, given by the user."""
     users: int = 8000
@@ -69,11 +70,13 @@ class Options:
     quick: bool = False
     rows: tuple[str, ...] = ()
     beyond: bool = False
+    finished: bool = False
+    """Train nothing: show the rows that are finished."""
 
-    @property
-    def all_settings(self) -> tuple[str, ...]:
-        """Settings with the user's own on top."""
-        return merged(self.settings, self.extra)
+    def settings_for(self, dataset: str) -> tuple[str, ...]:
+        """Settings of every row on a dataset of this name, the user's own on top."""
+        planted = dataset == "synthetic"
+        return merged(self.planted if planted else self.settings, self.extra)
 
     def sizes_for(self, dataset: str) -> Sizes:
         """K1 and K2 for a dataset of this name."""
@@ -89,5 +92,5 @@ def merged(settings: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-QUICK_USERS = 2000
+QUICK_USERS = 1000
 """Users whose impressions a quick look keeps."""

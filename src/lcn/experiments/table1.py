@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from lcn.experiments import quoted
-from lcn.experiments.rows import CRP_KNOBS, NONE, SIM_SOFT, Claim, Row, Sizes, Table
+from lcn.experiments.rows import (
+    CRP_KNOBS,
+    JOINT,
+    JOINT_KNOBS,
+    NONE,
+    SIM_SOFT,
+    Claim,
+    Row,
+    Sizes,
+    Table,
+)
 
 _PLAIN, _WITHIN, _WHOLE = "w/o CRP", "PT + PS", "PT + PS + PC"
 
@@ -44,16 +54,14 @@ def _beyond() -> tuple[Row, ...]:
             beyond=True),
         Row("own negatives per anchor", "lcn", _objective("form=anchored"), CRP_KNOBS,
             beyond=True),
-        Row("CRP fades out", "lcn", _objective("decay=400"), CRP_KNOBS, beyond=True),
-        Row("CRP first, then clicks alone", "lcn", PRETRAINED, CRP_KNOBS[1:2], beyond=True),
-        Row("CRP first, then both", "lcn", PRETRAINED[:1], CRP_KNOBS, beyond=True),
-        Row("no lifelong, CRP first", "none_crp", PRETRAINED, CRP_KNOBS[1:2], beyond=True,
-            note="the same pre-training without a pyramid"),
-        Row("SIM Soft, CRP first", "sim_soft_crp", PRETRAINED, CRP_KNOBS[1:2], beyond=True),
+        Row("eight pairs per user", "lcn", _objective("pairs=8"), CRP_KNOBS, beyond=True),
+        Row("CRP beside the clicks", "lcn", JOINT, JOINT_KNOBS, beyond=True),
+        Row("CRP beside the clicks, fading", "lcn", (*JOINT, *_objective("decay=400")),
+            JOINT_KNOBS, beyond=True),
+        Row("as printed, beside the clicks", "lcn_paper", (), JOINT_KNOBS, beyond=True),
+        Row("cosine search", "lcn", ("model.search_metric=cosine",), CRP_KNOBS, beyond=True),
+        Row("temperature .1", "lcn", _objective("temperature=0.1"), CRP_KNOBS[1:], beyond=True),
     )  # fmt: skip
-
-
-PRETRAINED = ("train.pretrain_steps=200", "train.joint_objectives=false")
 
 
 def _objective(*settings: str) -> tuple[str, ...]:

@@ -72,6 +72,8 @@ _Switch = tuple[str, tuple[str, ...], tuple[Knob, ...]]
 
 _SWITCHES: tuple[_Switch, ...] = (
     ("own search table", ("model.search_table=own",), ()),
+    ("cosine search", ("model.search_metric=cosine",), ()),
+    ("own table, cosine search", ("model.search_table=own", "model.search_metric=cosine"), ()),
     (
         "consistency distillation",
         ("model.backbone.distill=0.03",),

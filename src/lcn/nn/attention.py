@@ -26,6 +26,9 @@ from lcn.ops import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
 from lcn.schema import Field
 
 MAX_CODES = 4096
+FOLDED = 512
+"""Columns up to which projections are multiplied with each other before they meet a candidate:
+of H D vector columns, of H V code columns."""
 
 
 class ContextTable(nn.Module):
@@ -89,13 +92,43 @@ class Selection:
 
 
 def project_values(
-    pool: Pool, context: ContextTable, value_BX: Float[Tensor, "B X"]
+    pool: Pool,
+    context: ContextTable,
+    value_BX: Float[Tensor, "B X"],
+    output_BB: Float[Tensor, "B B"] | None = None,
 ) -> Float[Tensor, "C B"]:
-    """Project pooled rows [item ‖ context] with W_V per head and concatenate the heads."""
-    heads = pool.vector_CHD.shape[1]
+    """Project pooled rows [item ‖ context] with W_V per head, concatenate the heads, mix by W_O."""
+    (count, heads, width), codes = pool.vector_CHD.shape, context.codes
+    if heads * max(width, codes) <= FOLDED:
+        item_HDB, code_HVB = _fold_values(context, value_BX, output_BB, heads, width)
+        value_CB = pool.vector_CHD.reshape(count, -1) @ item_HDB.flatten(0, 1)
+        return torch.addmm(value_CB, pool.weight_CHV.reshape(count, -1), code_HVB.flatten(0, 1))
     pooled_CHX = torch.cat([pool.vector_CHD, context.sum(pool.weight_CHV)], -1)
     value_HBX = value_BX.unflatten(0, (heads, -1))
-    return torch.einsum("chx,hbx->chb", pooled_CHX, value_HBX).flatten(1)
+    value_CB = torch.einsum("chx,hbx->chb", pooled_CHX, value_HBX).flatten(1)
+    return value_CB if output_BB is None else value_CB @ output_BB.T
+
+
+def _fold_values(
+    context: ContextTable, value_BX: Tensor, output_BB: Tensor | None, heads: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """What a head's pooled item vector and each of its code weights are worth in the answer."""
+    value_HPX = value_BX.unflatten(0, (heads, -1))
+    if output_BB is None:
+        mixed_HXB = torch.stack(
+            [torch.nn.functional.pad(part.T, (start, len(value_BX) - start - len(part)))
+             for part, start in zip(value_HPX, range(0, len(value_BX), value_HPX.shape[1]),
+                                    strict=True)]
+        )  # fmt: skip
+    else:
+        mixed_HXB = value_HPX.mT @ output_BB.T.unflatten(0, (heads, -1))
+    item_HDB, context_HXB = mixed_HXB.split([width, mixed_HXB.shape[1] - width], 1)
+    fields = len(context.sizes)
+    parts = context_HXB.chunk(fields, 1) if fields else ()
+    tables = context.embedding_VE.split(context.sizes) if fields else ()
+    code = [table @ part for table, part in zip(tables, parts, strict=True)]
+    code_HVB = torch.cat(code, 1) if code else context_HXB
+    return item_HDB, code_HVB
 
 
 class TargetAttention(nn.Module):
@@ -138,31 +171,43 @@ class TargetAttention(nn.Module):
         `heads` re-reads the same projections as another number of heads: with 1, the score is
         √(1/H) times the sum of the heads' (the tied MSA of LAP). `extra_CB` is added to W_Q v.
         """
-        heads = heads or self.heads
-        item_width = query_CD.shape[1]
+        heads, width = heads or self.heads, query_CD.shape[1]
+        key_HBX = self.key_BX.unflatten(0, (heads, -1))
+        # Scaling the small factor rather than the product saves a pass over [C, H, X].
+        scaled_HBX = key_HBX / math.sqrt(self.width // heads)
+        time_C = time_C if self.context.recency else None  # type: ignore[assignment]
+        if extra_CB is None and heads * max(width, self.context.codes) <= FOLDED:
+            query_DHD, bias_DHV = self._fold(scaled_HBX, width)
+            query_CHD = (query_CD @ query_DHD.flatten(1)).unflatten(1, (heads, -1))
+            bias_CHV = (query_CD @ bias_DHV.flatten(1)).view(len(query_CD), *bias_DHV.shape[1:])
+            return Scoring(query_CHD, bias_CHV, time_C)
         query_CB = query_CD @ self.query_BD.T
         if extra_CB is not None:
             query_CB = query_CB + extra_CB
         query_CHB = query_CB.unflatten(1, (heads, -1))
-        key_HBX = self.key_BX.unflatten(0, (heads, -1))
-        # Scaling the small factor rather than the product saves a pass over [C, H, X].
-        scaled_HBX = key_HBX / math.sqrt(self.width // heads)
         absorbed_CHX = torch.einsum("chb,hbx->chx", query_CHB, scaled_HBX)
-        query_CHD, context_CHX = absorbed_CHX.split(
-            [item_width, absorbed_CHX.shape[-1] - item_width], -1
-        )
+        query_CHD, bias_CHV = self._split(absorbed_CHX, width)
+        return Scoring(query_CHD.contiguous(), bias_CHV, time_C)
+
+    def _fold(self, scaled_HBX: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """W_Qᵀ W_K of every head, and what it makes of every code: no candidate is needed."""
+        heads = len(scaled_HBX)
+        query_HBD = self.query_BD.unflatten(0, (heads, -1))
+        return self._split((query_HBD.mT @ scaled_HBX).transpose(0, 1), width)
+
+    def _split(self, absorbed_CHX: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The part of the item vector, and one number for each code from the others."""
+        rest = absorbed_CHX.shape[-1] - width
+        query_CHD, context_CHX = absorbed_CHX.split([width, rest], -1)
         fields = len(self.context.sizes)
-        bias_CHV = (
-            self.context.dot(context_CHX.unflatten(-1, (fields, -1)))
-            if fields
-            else (query_CHD.new_zeros(*query_CHD.shape[:2], 0))
-        )
-        return Scoring(query_CHD.contiguous(), bias_CHV, time_C if self.context.recency else None)
+        if not fields:
+            return query_CHD, query_CHD.new_zeros(*query_CHD.shape[:2], 0)
+        return query_CHD, self.context.dot(context_CHX.unflatten(-1, (fields, -1)))
 
     def values(self, pool: Pool) -> Float[Tensor, "C B"]:
         """Project pooled rows: W_V per head, heads concatenated, W_O if there is one."""
-        value_CB = project_values(pool, self.context, self.value_BX)
-        return self.output(value_CB) if self.output is not None else value_CB
+        mixing = None if self.output is None else self.output.weight
+        return project_values(pool, self.context, self.value_BX, mixing)
 
     def forward(
         self,

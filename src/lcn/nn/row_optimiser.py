@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from lcn.errors import ConfigError
 from lcn.ops.cpu_plan import on_threads, workers
-from lcn.ops.lanes import kernel
+from lcn.ops.lanes import kernel, leaf, prefetch
 
 State = dict[str, Any]
 
 _ROWS_PER_THREAD = 2048
 """Below that a second thread costs more than it saves."""
+_AHEAD = 8
+"""Rows between asking for a table row and updating it."""
 
 
 class Rows(NamedTuple):
@@ -239,7 +241,17 @@ def _chain(row_N, place_V, row_R, first_R, next_N):
     return count
 
 
-@kernel
+@leaf
+def _ask_for(rows, r, part, table_VX):
+    """Prefetch the row that comes eight rows later: tables are larger than the caches."""
+    if r + _AHEAD < part[1]:
+        size = table_VX.itemsize * table_VX.shape[1]
+        start = table_VX.ctypes.data + size * rows.row_R[r + _AHEAD]
+        for byte in range(0, size, 64):
+            prefetch(start + byte)  # type: ignore[call-arg]
+
+
+@leaf
 def _gather(rows, r, sum_D):
     """Sum the gradient rows of the r-th distinct row."""
     n = rows.first_R[r]
@@ -254,9 +266,17 @@ def _gather(rows, r, sum_D):
 
 @kernel
 def _adam(table_VD, mean_VD, square_VD, rows, part, settings):
-    keep1, keep2, eps, rate = settings[0], settings[1], settings[2], settings[3]
     sum_D = np.empty(table_VD.shape[1], np.float32)
+    _adam_rows(table_VD, mean_VD, square_VD, rows, part, settings, sum_D)
+
+
+@leaf
+def _adam_rows(table_VD, mean_VD, square_VD, rows, part, settings, sum_D):
+    keep1, keep2, eps, rate = settings[0], settings[1], settings[2], settings[3]
     for r in range(part[0], part[1]):
+        _ask_for(rows, r, part, table_VD)
+        _ask_for(rows, r, part, mean_VD)
+        _ask_for(rows, r, part, square_VD)
         _gather(rows, r, sum_D)
         weight_D, mean_D = table_VD[rows.row_R[r]], mean_VD[rows.row_R[r]]
         square_D = square_VD[rows.row_R[r]]
@@ -272,6 +292,7 @@ def _adagrad(table_VD, sum_V, rows, part, settings):
     rate, eps = settings[0], settings[1]
     sum_D = np.empty(table_VD.shape[1], np.float32)
     for r in range(part[0], part[1]):
+        _ask_for(rows, r, part, table_VD)
         _gather(rows, r, sum_D)
         row, square = rows.row_R[r], np.float32(0)
         weight_D = table_VD[row]

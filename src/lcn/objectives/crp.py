@@ -53,15 +53,20 @@ class Crp(Objective):
         """Settings; the paper states none of the values."""
 
         name: Literal["crp"] = "crp"
-        weight: float = 0.001
-        """λ_CRP. Larger weights overrule the click loss on small-norm vectors."""
+        weight: float = 0.1
+        """λ_CRP."""
         form: Literal["paper", "anchored", "infonce"] = "infonce"
-        temperature: float = 0.1
+        temperature: float = 1.0
+        """τ. Where a user's items are only a little likelier to meet than any others, a small τ
+        makes equal directions of all vectors the best answer (docs/models/crp.md)."""
         weight_pt: float = 1.0
         weight_ps: float = 1.0
         weight_pc: float = 1.0
         negatives: int = 0
         """M of the `paper` form; 0 takes one per positive."""
+        pairs: int = 8
+        """Positive pairs of each type that a user gives per batch: so many draws of one each,
+        contrasted draw by draw."""
         warmup: int = 0
         """Steps over which the weight rises linearly from 0."""
         decay: int = 0
@@ -95,7 +100,10 @@ class Crp(Objective):
 
     def _term(self, first_UL: Tensor, second_UL: Tensor, view: View) -> Tensor:
         """One of L_PT, L_PS, L_PC; 0 without a positive or without a negative."""
-        pairs = draw_pairs(first_UL, second_UL, view)
+        repeats = (self.config.pairs, 1)
+        first_PL = first_UL.repeat(repeats)
+        second_PL = first_PL if second_UL is first_UL else second_UL.repeat(repeats)
+        pairs = draw_pairs(first_PL, second_PL, view)
         if not pairs.valid_U.any():
             return view.zero()
         if self.config.form != "paper":
@@ -112,24 +120,28 @@ class Crp(Objective):
         return torch.logsumexp(negative_M, 0) - positive_V.mean()
 
     def _anchored(self, pairs: Pairs, view: View) -> Tensor:
-        """The second members of other users' positives are each anchor's negatives."""
-        valid_U, tau = pairs.valid_U, self.config.temperature
-        first_V, second_V = pairs.first_U[valid_U], pairs.second_U[valid_U]
-        x_VD, y_VD = unit(view.item_ID[first_V]), unit(view.item_ID[second_V])
-        positive_V = (x_VD * y_VD).sum(1) / tau
+        """The second members of other users' positives of the same draw are each anchor's
+        negatives."""
+        users, tau = len(pairs.first_U) // self.config.pairs, self.config.temperature
+        valid_PU = pairs.valid_U.view(-1, users)
+        first_PU, second_PU = (
+            item_U.clamp(min=0).view(-1, users) for item_U in (pairs.first_U, pairs.second_U)
+        )
+        x_PUD, y_PUD = unit(view.item_ID[first_PU]), unit(view.item_ID[second_PU])
         key_I = view.item_keys()
-        x_key_V, y_key_V = key_I[first_V], key_I[second_V]
-        same_VV = (x_key_V[:, None] == y_key_V) | (y_key_V[:, None] == y_key_V)
-        # Each user stands here once, so the diagonal is "the same user"; its keys are equal too.
-        allowed_VV = ~same_VV
-        has_negative_V = allowed_VV.any(1)
-        logit_VV = (x_VD @ y_VD.T / tau)[has_negative_V]
-        allowed_VV, positive_V = allowed_VV[has_negative_V], positive_V[has_negative_V]
+        x_key_PU, y_key_PU = key_I[first_PU], key_I[second_PU]
+        # A user stands in a draw once, so the diagonal is "the same user"; its keys are equal too.
+        allowed_PUU = (x_key_PU[..., None] != y_key_PU[:, None]) & valid_PU[:, None]
+        allowed_PUU &= y_key_PU[..., None] != y_key_PU[:, None]
+        wanted_PU = valid_PU & allowed_PUU.any(-1)
+        positive_V = (x_PUD * y_PUD).sum(-1)[wanted_PU] / tau
+        logit_VU = torch.einsum("pud,pvd->puv", x_PUD, y_PUD)[wanted_PU] / tau
+        allowed_VU = allowed_PUU[wanted_PU]
         if self.config.form == "infonce":
-            loss_V = info_nce(logit_VV, allowed_VV, positive_V)
+            loss_V = info_nce(logit_VU, allowed_VU, positive_V)
         else:
-            others_VV = logit_VV.masked_fill(~allowed_VV, -torch.inf)
-            loss_V = torch.logsumexp(others_VV, 1) - positive_V
+            others_VU = logit_VU.masked_fill(~allowed_VU, -torch.inf)
+            loss_V = torch.logsumexp(others_VU, 1) - positive_V
         return loss_V.sum() / max(len(loss_V), 1)
 
 

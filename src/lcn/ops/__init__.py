@@ -32,6 +32,7 @@ __all__ = [
     "force",
     "implementation",
     "kept_pool",
+    "rank_heads",
     "select_span_topk",
     "share_gradient",
     "span_pool",
@@ -96,6 +97,34 @@ def span_score(
 ) -> Float[Tensor, "S H"]:
     """Scores of every row of every span, candidates one after the other. Not differentiable."""
     return _ops(rows.vector_ID).span_score(rows, span_C2, scoring)
+
+
+@torch.no_grad()
+def rank_heads(
+    rows: HistoryRows, span_C2: Int[Tensor, "C 2"], scoring: Scoring, k: int
+) -> tuple[Int[Tensor, "C H K"], Float[Tensor, "C H K"]]:
+    """The k best rows of each span by each head's score, and the heads' mean score of each.
+
+    Order, ties and empty slots are those of `select_span_topk`; empty slots have the mean 0. Not
+    differentiable.
+
+    Raises:
+        ValueError: k is less than 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    rank = getattr(_ops(rows.vector_ID), "rank_heads", None)
+    if rank is not None:
+        return rank(rows, span_C2, scoring, k)
+    score_SH = span_score(rows, span_C2, scoring)
+    heads = [select_span_topk(score_S.contiguous(), span_C2, k) for score_S in score_SH.T]
+    kept_CHK = torch.stack(heads, 1)
+    if not len(score_SH):
+        return kept_CHK, score_SH.new_zeros(kept_CHK.shape)
+    length_C = (span_C2[:, 1] - span_C2[:, 0]).clamp(min=0)
+    start_C = length_C.cumsum(0) - length_C - span_C2[:, 0]
+    place_CHK = torch.where(kept_CHK >= 0, start_C[:, None, None] + kept_CHK, 0)
+    return kept_CHK, score_SH.mean(1)[place_CHK] * (kept_CHK >= 0)
 
 
 @torch.no_grad()

@@ -66,6 +66,6 @@ def _ops(floats: Tensor) -> ModuleType:
         )
     if implementation() == "reference" or not fits:
         return code_reference
-    from lcn.ops import cpu_codes
+    from lcn.ops import cpu_buckets
 
-    return cpu_codes
+    return cpu_buckets

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lcn.ops import cpu_dense
 from lcn.ops.cpu_backward import Slope, Step, backward_tiles, scatter_tiles
 from lcn.ops.cpu_blocks import MEAN, RAW, SOFTMAX, Task
-from lcn.ops.cpu_forward import Pooled, forward_tiles, score_tiles
+from lcn.ops.cpu_forward import Pooled, forward_tiles
 from lcn.ops.cpu_gradient import Sink, share_gradient, sink_of, take_vectors
 from lcn.ops.cpu_plan import Tiles, check, list_rows, on_threads, workers
+from lcn.ops.cpu_rank import rank_tiles, score_tiles
 from lcn.ops.cpu_topk import select_spans
 from lcn.ops.types import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
 
@@ -69,6 +71,21 @@ def span_score(rows: HistoryRows, span_C2: Tensor, scoring: Scoring) -> Tensor:
     flat = flat_SH.numpy()
     on_threads(lambda n: score_tiles(task, tiles.tile_N4, flat, offset_C, *shares[n]), len(shares))
     return flat_SH
+
+
+def rank_heads(
+    rows: HistoryRows, span_C2: Tensor, scoring: Scoring, k: int
+) -> tuple[Tensor, Tensor]:
+    """`lcn.ops.rank_heads`: scores never leave the block of a few candidates."""
+    task = _task(rows, span_C2, None, scoring, "raw")
+    check(task)
+    kept_CHK = torch.empty((len(task.span_C2), task.heads, k), dtype=torch.int64)
+    mean_CHK = torch.zeros(kept_CHK.shape)
+    kept, mean = kept_CHK.numpy(), mean_CHK.numpy()
+    tiles = Tiles(task.span_C2, task.heads)
+    shares = tiles.shares(0, len(tiles.tile_N4), workers())
+    on_threads(lambda n: rank_tiles(task, tiles.tile_N4, kept, mean, *shares[n]), len(shares))
+    return kept_CHK, mean_CHK
 
 
 def select_span_topk(score_S: Tensor, span_C2: Tensor, k: int) -> Tensor:
@@ -175,16 +192,21 @@ class _BlockPool(torch.autograd.Function):
         sink: Sink | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         check(task)
-        vector_CHD = torch.zeros(query_CHD.shape)
-        weight_CHV = torch.zeros(bias_CHV.shape)
-        stat_Q2 = np.zeros((len(task.query_QD), 2), np.float32)
-        kept_CK = torch.full((len(query_CHD), keep), -1, dtype=torch.int64)
+        vector_CHD = torch.empty(query_CHD.shape)
+        weight_CHV = torch.empty(bias_CHV.shape)
+        stat_Q2 = np.empty((len(task.query_QD), 2), np.float32)
+        kept_CK = torch.empty((len(query_CHD), keep), dtype=torch.int64)
         out = Pooled(
             vector_CHD.numpy().reshape(task.query_QD.shape),
             weight_CHV.numpy().reshape(task.bias_QV.shape),
             stat_Q2,
             kept_CK.numpy(),
         )
+        # Only the backward reads the statistics, which a request has no use for.
+        if not any(ctx.needs_input_grad) and cpu_dense.fits(task):
+            cpu_dense.forward(task, out)
+            ctx.mark_non_differentiable(kept_CK)
+            return vector_CHD, weight_CHV, kept_CK
         tiles = Tiles(task.span_C2, task.heads)
         shares = tiles.shares(0, len(tiles.tile_N4), workers())
         on_threads(lambda n: forward_tiles(task, out, tiles.tile_N4, *shares[n]), len(shares))
@@ -206,7 +228,7 @@ class _BlockPool(torch.autograd.Function):
             ctx.stat_Q2,
             np.empty((0, 0), np.int64),
         )
-        grad_query = torch.zeros(query_CHD.shape)
+        grad_query = torch.empty(query_CHD.shape)
         grad_bias = torch.zeros(bias_CHV.shape)
         slope = Slope(
             _numpy(grad_CHD, torch.float32).reshape(query_shape),

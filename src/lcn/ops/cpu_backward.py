@@ -21,9 +21,11 @@ from lcn.ops.cpu_blocks import (
     ROWS,
     SOFTMAX,
     WIDE_FROM,
+    Block,
     add_bias_narrow,
     add_bias_wide,
     find_buckets,
+    for_tile,
     gather_codes_narrow,
     gather_codes_wide,
     make_block,
@@ -35,9 +37,9 @@ from lcn.ops.cpu_blocks import (
     score_wide,
     transpose_into,
 )
-from lcn.ops.cpu_forward import pool_narrow, pool_wide
+from lcn.ops.cpu_forward import pool_narrow, pool_wide, sum_of
 from lcn.ops.lane_steps import turn_linear, turn_softmax
-from lcn.ops.lanes import LANE, WIDTH, add_row_1x2, add_row_1x8, kernel, prefetch
+from lcn.ops.lanes import LANE, WIDTH, add_row_1x2, add_row_1x8, kernel, leaf, prefetch
 
 
 class Slope(NamedTuple):
@@ -53,14 +55,14 @@ class Slope(NamedTuple):
     """Wanted; starts as zeros."""
 
 
-@kernel
+@leaf
 def width_of(tile, heads):
     """Floats per row that a tile leaves in the buffer."""
     columns = (tile[1] - tile[0]) * heads
     return 2 * (padded(columns, LANE) if columns >= WIDE_FROM else columns)
 
 
-@kernel
+@leaf
 def _offsets(out, slope, q):
     """dOut.out + dW.W of one column."""
     total = np.float32(0.0)
@@ -71,7 +73,7 @@ def _offsets(out, slope, q):
     return total
 
 
-@kernel
+@leaf
 def _turn(norm, score, slope, stride, groups, place, lanes_4L):
     """Turn (score, dw) into (w, ds) in place, with the lanes from `place` on.
 
@@ -87,25 +89,59 @@ def _turn(norm, score, slope, stride, groups, place, lanes_4L):
         turn_linear(score, slope, stride, groups, zero, scale, middle, total)
 
 
+class Scratch(NamedTuple):
+    """Memory of one thread for one tile after the other; flat arrays take the tile's shape."""
+
+    block: Block
+    both: np.ndarray
+    bias: np.ndarray
+    lanes: np.ndarray
+    total: np.ndarray
+    pool: np.ndarray
+
+
 @kernel
-def _backward_wide(task, out, slope, tile, pair_NRQ):
+def _make_scratch(task, tile_N4, n0, n1):
+    candidates = 1
+    for n in range(n0, n1):
+        candidates = max(candidates, tile_N4[n, 1] - tile_N4[n, 0])
+    half = max(padded(candidates * task.heads, LANE), LANE * WIDE_FROM)
+    block = make_block(task, candidates)
+    deep, codes = block.vector_RD.shape[1], task.bias_QV.shape[1]
+    return Scratch(
+        block,
+        np.empty(2 * deep * half, np.float32),
+        np.empty(2 * codes * half, np.float32),
+        np.empty(4 * half, np.float32),
+        np.empty(codes * half, np.float32),
+        np.empty(deep * half, np.float32),
+    )
+
+
+@leaf
+def _backward_wide(task, out, slope, tile, scratch, pair_NRQ):
     c0, c1, lo, hi = tile
     q0, columns = c0 * task.heads, (c1 - c0) * task.heads
-    half = padded(columns, LANE)
-    block = make_block(task, c1 - c0)
+    half, codes = padded(columns, LANE), task.bias_QV.shape[1]
+    block = for_tile(scratch.block, c1 - c0)
     deep = block.vector_RD.shape[1]
-    both_DQ = np.zeros((deep, 2 * half), np.float32)
+    both_DQ = scratch.both[: deep * 2 * half].reshape((deep, 2 * half))
+    bias_VQ = scratch.bias[: codes * 2 * half].reshape((codes, 2 * half))
+    lanes_4Q = scratch.lanes[: 4 * half].reshape((4, half))
+    total_VQ = scratch.total[: codes * half].reshape((codes, half))
+    pool_QD = scratch.pool[: half * deep].reshape((half, deep))
+    both_DQ[:] = 0.0
+    bias_VQ[:] = 0.0
+    lanes_4Q[:] = 0.0
+    total_VQ[:] = 0.0
+    pool_QD[:] = 0.0
     transpose_into(task.query_QD, q0, columns, both_DQ, 0)
     transpose_into(slope.vector_QD, q0, columns, both_DQ, half)
-    bias_VQ = np.zeros((task.bias_QV.shape[1], 2 * half), np.float32)
     transpose_into(task.bias_QV, q0, columns, bias_VQ, 0)
     transpose_into(slope.weight_QV, q0, columns, bias_VQ, half)
-    lanes_4Q = np.zeros((4, half), np.float32)
     transpose_into(out.stat_Q2, q0, columns, lanes_4Q, 0)
     for q in range(columns):
         lanes_4Q[2, q] = _offsets(out, slope, q0 + q)
-    total_VQ = np.zeros((task.bias_QV.shape[1], half), np.float32)
-    pool_QD = np.zeros((half, deep), np.float32)
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         pair_RQ = pair_NRQ[(first - lo) // ROWS]
@@ -127,22 +163,25 @@ def _backward_wide(task, out, slope, tile, pair_NRQ):
             slope.bias_QV[q0 + q, v] = total_VQ[v, q]
 
 
-@kernel
-def _backward_narrow(task, out, slope, tile, pair_NQR):
+@leaf
+def _backward_narrow(task, out, slope, tile, scratch, pair_NQR):
     c0, c1, lo, hi = tile
     q0, columns = c0 * task.heads, (c1 - c0) * task.heads
-    block = make_block(task, c1 - c0)
+    block = for_tile(scratch.block, c1 - c0)
     width, deep = task.query_QD.shape[1], block.vector_RD.shape[1]
-    both_QD = np.zeros((2 * columns, deep), np.float32)
-    both_QD[:columns, :width] = task.query_QD[q0 : q0 + columns]
-    both_QD[columns:, :width] = slope.vector_QD[q0 : q0 + columns]
-    pool_QD = np.zeros((columns, deep), np.float32)
-    lanes_4L = np.zeros((4, columns * LANE), np.float32)
+    both_QD = scratch.both[: 2 * columns * deep].reshape((2 * columns, deep))
+    pool_QD = scratch.pool[: columns * deep].reshape((columns, deep))
+    lanes_4L = scratch.lanes[: 4 * columns * LANE].reshape((4, columns * LANE))
+    both_QD[:] = 0.0
+    pool_QD[:] = 0.0
     for q in range(columns):
-        lanes = slice(LANE * q, LANE * (q + 1))
-        lanes_4L[0, lanes] = out.stat_Q2[q0 + q, 0]
-        lanes_4L[1, lanes] = out.stat_Q2[q0 + q, 1]
-        lanes_4L[2, lanes] = _offsets(out, slope, q0 + q)
+        for d in range(width):
+            both_QD[q, d] = task.query_QD[q0 + q, d]
+            both_QD[columns + q, d] = slope.vector_QD[q0 + q, d]
+        middle = _offsets(out, slope, q0 + q)
+        for n in range(LANE * q, LANE * (q + 1)):
+            lanes_4L[0, n], lanes_4L[1, n] = out.stat_Q2[q0 + q, 0], out.stat_Q2[q0 + q, 1]
+            lanes_4L[2, n] = middle
     for first in range(lo, hi, ROWS):
         count = min(ROWS, hi - first)
         pair_QR = pair_NQR[(first - lo) // ROWS]
@@ -158,10 +197,12 @@ def _backward_narrow(task, out, slope, tile, pair_NQR):
             score, place = score_R.ctypes.data, LANE * q
             half = 4 * ROWS * columns
             _turn(task.norm, score, score + half, 4 * LANE, high // LANE, place, lanes_4L)
-            total = np.sum(lanes_4L[3, place : place + LANE])
+            total = sum_of(lanes_4L[3], place)
             gather_codes_narrow(task, block, count, c, slope_R, total, slope.bias_QV[q0 + q])
             pool_narrow(slope_R, block, high, pool_QD[q])
-    slope.query_QD[q0 : q0 + columns] = pool_QD[:, :width]
+    for q in range(columns):
+        for d in range(width):
+            slope.query_QD[q0 + q, d] = pool_QD[q, d]
 
 
 class Step(NamedTuple):
@@ -178,6 +219,12 @@ class Step(NamedTuple):
 @kernel
 def backward_tiles(task, out, slope, step, n0, n1):
     """Walk tiles n0 to n1 - 1 of a step."""
+    scratch = _make_scratch(task, step.tile_N4, n0, n1)
+    _backward(task, out, slope, step, n0, n1, scratch)
+
+
+@leaf
+def _backward(task, out, slope, step, n0, n1, scratch):
     for n in range(n0, n1):
         tile_4 = step.tile_N4[n]
         tile = (tile_4[0], tile_4[1], tile_4[2], tile_4[3])
@@ -185,12 +232,14 @@ def backward_tiles(task, out, slope, step, n0, n1):
         width = width_of(tile, task.heads)
         pairs = step.buffer[step.start_N[n] : step.start_N[n] + blocks * ROWS * width]
         if (tile[1] - tile[0]) * task.heads >= WIDE_FROM:
-            _backward_wide(task, out, slope, tile, pairs.reshape((blocks, ROWS, width)))
+            pair_NRQ = pairs.reshape((blocks, ROWS, width))
+            _backward_wide(task, out, slope, tile, scratch, pair_NRQ)
         else:
-            _backward_narrow(task, out, slope, tile, pairs.reshape((blocks, width, ROWS)))
+            pair_NQR = pairs.reshape((blocks, width, ROWS))
+            _backward_narrow(task, out, slope, tile, scratch, pair_NQR)
 
 
-@kernel
+@leaf
 def _own_rows(task, first, count, share, place_R, item_R):
     """List the rows of a block (and their items) that belong to worker share[0] of share[1]."""
     found = 0
@@ -205,7 +254,7 @@ def _own_rows(task, first, count, share, place_R, item_R):
     return found
 
 
-@kernel
+@leaf
 def _add_row(pair, pair_deep, both_KD, grad, width, rest_D):
     """Add sum_k pair[k] both[k] to one item's gradient; addresses and strides in bytes."""
     depth, deep = both_KD.shape
@@ -217,7 +266,8 @@ def _add_row(pair, pair_deep, both_KD, grad, width, rest_D):
         add_row_1x2(pair, 0, pair_deep, both + 4 * d, 4 * deep, grad + 4 * d, 0, depth)
         d += WIDTH
     if d < width:
-        rest_D[:] = 0.0
+        for n in range(len(rest_D)):
+            rest_D[n] = np.float32(0.0)
         rest = rest_D.ctypes.data
         add_row_1x2(pair, 0, pair_deep, both + 4 * d, 4 * deep, rest, 0, depth)
     return d
@@ -229,18 +279,31 @@ def scatter_tiles(task, slope, step, grad_ID, share):
 
     `share` is (number of this worker, number of workers).
     """
+    depth, deep = 1, padded(grad_ID.shape[1], WIDTH)
+    for n in range(step.first, step.last):
+        tile_4 = step.tile_N4[n]
+        depth = max(depth, width_of((tile_4[0], tile_4[1], tile_4[2], tile_4[3]), task.heads))
+    place_R, item_R = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
+    rest_D, both = np.zeros(WIDTH, np.float32), np.empty(depth * deep, np.float32)
+    _scatter(task, slope, step, grad_ID, share, (place_R, item_R, rest_D, both))
+
+
+@leaf
+def _scatter(task, slope, step, grad_ID, share, scratch):
+    place_R, item_R, rest_D, both = scratch
     width = grad_ID.shape[1]
     deep, bytes_per_row = padded(width, WIDTH), 4 * width
-    place_R, item_R = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
-    rest_D = np.zeros(WIDTH, np.float32)
     for n in range(step.first, step.last):
         tile_4 = step.tile_N4[n]
         tile = (tile_4[0], tile_4[1], tile_4[2], tile_4[3])
         q0, columns = tile[0] * task.heads, (tile[1] - tile[0]) * task.heads
         depth = width_of(tile, task.heads)
-        both_KD = np.zeros((depth, deep), np.float32)
-        both_KD[:columns, :width] = slope.vector_QD[q0 : q0 + columns]
-        both_KD[depth // 2 : depth // 2 + columns, :width] = task.query_QD[q0 : q0 + columns]
+        both_KD = both[: depth * deep].reshape((depth, deep))
+        both_KD[:] = 0.0
+        for q in range(columns):
+            for d in range(width):
+                both_KD[q, d] = slope.vector_QD[q0 + q, d]
+                both_KD[depth // 2 + q, d] = task.query_QD[q0 + q, d]
         # Wide pairs lie row after row, narrow ones column after column.
         wide = columns >= WIDE_FROM
         by_row, by_column = (4 * depth, 4) if wide else (4, 4 * ROWS)

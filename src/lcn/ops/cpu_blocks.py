@@ -19,7 +19,21 @@ from typing import NamedTuple
 import numpy as np
 
 from lcn.ops.lane_steps import recency_bucket
-from lcn.ops.lanes import LANE, WIDTH, add_lane, copy_lane, dot_4, kernel, prefetch, tile_8x1
+from lcn.ops.lanes import (
+    BROAD,
+    LANE,
+    ROWS_8X2,
+    WIDTH,
+    add_lane,
+    copy_broad,
+    dot_8,
+    inlined,
+    kernel,
+    leaf,
+    prefetch,
+    tile_8x1,
+    tile_8x2,
+)
 from lcn.ops.types import RECENCY_BUCKETS
 
 ROWS = 64
@@ -67,7 +81,7 @@ class Block(NamedTuple):
     """Whether all rows of the block share a candidate's bucket."""
 
 
-@kernel
+@leaf
 def padded(count, step):
     """Round up to a multiple of `step`."""
     return (count + step - 1) // step * step
@@ -86,7 +100,19 @@ def make_block(task, candidates):
     )
 
 
-@kernel
+@inlined
+def for_tile(block, candidates):
+    """The same scratch for a tile of fewer candidates."""
+    return Block(
+        block.vector_RD,
+        block.row_R,
+        block.time_R,
+        block.bucket_CR[:candidates],
+        block.steady_C[:candidates],
+    )
+
+
+@leaf
 def read_block(task, block, first, count, end):
     """Copy the vectors of `count` rows from `first` on; those to come are asked for early.
 
@@ -95,7 +121,7 @@ def read_block(task, block, first, count, end):
     """
     width, deep = task.vector_ID.shape[1], block.vector_RD.shape[1]
     base, into = task.vector_ID.ctypes.data, block.vector_RD.ctypes.data
-    whole, line = width // LANE * LANE, 64
+    whole, line = width // BROAD * BROAD, 64
     for r in range(count):
         soon = min(first + r + AHEAD, end - 1)
         start = base + 4 * width * task.item_T[task.row_L[soon] if task.listed else soon]
@@ -105,8 +131,8 @@ def read_block(task, block, first, count, end):
         block.row_R[r] = t
         item = task.item_T[t]
         start = base + 4 * width * item
-        for d in range(0, whole, LANE):
-            copy_lane(into + 4 * d, start + 4 * d)
+        for d in range(0, whole, BROAD):
+            copy_broad(into + 4 * d, start + 4 * d)
         for d in range(whole, width):
             block.vector_RD[r, d] = task.vector_ID[item, d]
         into += 4 * deep
@@ -117,7 +143,7 @@ def read_block(task, block, first, count, end):
     return high
 
 
-@kernel
+@leaf
 def find_buckets(task, block, count, c0):
     """Fill in each row's recency column for each candidate of the tile."""
     if len(block.steady_C) == 0:
@@ -127,15 +153,16 @@ def find_buckets(task, block, count, c0):
         block.time_R[r] = task.time_T[block.row_R[r]]
     for c in range(len(block.steady_C)):
         now = task.time_C[c0 + c]
-        low, high = base + RECENCY_BUCKETS, 0
         for r in range(count):
-            bucket = base + recency_bucket(now - block.time_R[r], RECENCY_BUCKETS - 1)
-            block.bucket_CR[c, r] = bucket
-            low, high = min(low, bucket), max(high, bucket)
+            bucket = recency_bucket(now - block.time_R[r], RECENCY_BUCKETS - 1)
+            block.bucket_CR[c, r] = np.int32(base + bucket)
+        low = high = block.bucket_CR[c, 0]
+        for r in range(count):
+            low, high = min(low, block.bucket_CR[c, r]), max(high, block.bucket_CR[c, r])
         block.steady_C[c] = low == high
 
 
-@kernel
+@leaf
 def transpose_into(table_QX, q0, columns, out_XQ, skip):
     """Copy `columns` rows of a table to as many columns of a matrix, from column `skip` on."""
     for q in range(columns):
@@ -143,22 +170,23 @@ def transpose_into(table_QX, q0, columns, out_XQ, skip):
             out_XQ[x, skip + q] = table_QX[q0 + q, x]
 
 
-@kernel
+@leaf
 def score_wide(block, high, query_DQ, score_RQ):
     """Write score[r, q] = <vector[r], query[:, q]>."""
     wide, deep = query_DQ.shape[1], query_DQ.shape[0]
-    for r in range(0, high, 8):
-        x = block.vector_RD.ctypes.data + 4 * deep * r
-        for q in range(0, wide, LANE):
-            tile_8x1(
-                x, 4 * deep, 4,
-                query_DQ.ctypes.data + 4 * q, 4 * wide,
-                score_RQ.ctypes.data + 4 * (r * wide + q), 4 * wide,
-                deep,
-            )  # fmt: skip
+    vectors, queries = block.vector_RD.ctypes.data, query_DQ.ctypes.data
+    even = wide // WIDTH * WIDTH
+    for r in range(0, high, ROWS_8X2):
+        x, score = vectors + 4 * deep * r, score_RQ.ctypes.data + 4 * wide * r
+        for q in range(0, even, WIDTH):
+            tile_8x2(x, 4 * deep, 4, queries + 4 * q, 4 * wide, score + 4 * q, 4 * wide, deep)
+    if even < wide:
+        for r in range(0, high, 8):
+            x, score = vectors + 4 * deep * r, score_RQ.ctypes.data + 4 * (wide * r + even)
+            tile_8x1(x, 4 * deep, 4, queries + 4 * even, 4 * wide, score, 4 * wide, deep)
 
 
-@kernel
+@leaf
 def add_bias_wide(task, block, count, bias_VQ, score_RQ, halves):
     """Add each row's biases to its scores; `halves` sets of columns have the same candidates."""
     wide = score_RQ.shape[1]
@@ -181,7 +209,7 @@ def add_bias_wide(task, block, count, bias_VQ, score_RQ, halves):
                         score_RQ[r, q] += bias_VQ[block.bucket_CR[c, r], q]
 
 
-@kernel
+@leaf
 def mask_wide(task, first, high, c0, c1, score_RQ):
     """Give rows outside a candidate's span the score -inf."""
     for c in range(c0, c1):
@@ -194,7 +222,7 @@ def mask_wide(task, first, high, c0, c1, score_RQ):
                 score_RQ[r, q] = -np.inf
 
 
-@kernel
+@leaf
 def gather_codes_wide(task, block, count, weight_RQ, skip, sum_Q, total_VQ):
     """Add each row's weights (columns from `skip` on) to the totals of its codes.
 
@@ -216,14 +244,14 @@ def gather_codes_wide(task, block, count, weight_RQ, skip, sum_Q, total_VQ):
                     total_VQ[block.bucket_CR[c, r], q] += weight_RQ[r, skip + q]
 
 
-@kernel
+@leaf
 def score_narrow(block, high, query_QD, score_QR):
     """Write score[q, r] = <vector[r], query[q]>."""
     deep = query_QD.shape[1]
     for q in range(query_QD.shape[0]):
         query = query_QD.ctypes.data + 4 * deep * q
-        for r in range(0, high, 4):
-            dot_4(
+        for r in range(0, high, 8):
+            dot_8(
                 block.vector_RD.ctypes.data + 4 * deep * r, 4 * deep,
                 query,
                 score_QR.ctypes.data + 4 * (ROWS * q + r),
@@ -231,7 +259,7 @@ def score_narrow(block, high, query_QD, score_QR):
             )  # fmt: skip
 
 
-@kernel
+@leaf
 def add_bias_narrow(task, block, count, c, bias_V, score_R):
     """Add each row's biases to one column's scores; `c` is the candidate's place in the tile."""
     for g in range(task.code_TG.shape[1]):
@@ -242,7 +270,7 @@ def add_bias_narrow(task, block, count, c, bias_V, score_R):
             score_R[r] += bias_V[block.bucket_CR[c, r]]
 
 
-@kernel
+@leaf
 def gather_codes_narrow(task, block, count, c, weight_R, sum_block, total_V):
     """Add one column's weights to the totals of the rows' codes."""
     for g in range(task.code_TG.shape[1]):
@@ -256,7 +284,7 @@ def gather_codes_narrow(task, block, count, c, weight_R, sum_block, total_V):
                 total_V[block.bucket_CR[c, r]] += weight_R[r]
 
 
-@kernel
+@leaf
 def mask_narrow(task, first, high, c, score_R):
     """Give rows outside the candidate's span the score -inf."""
     start = min(max(task.span_C2[c, 0] - first, 0), high)

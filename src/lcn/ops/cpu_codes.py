@@ -9,19 +9,16 @@ does not depend on their number.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from lcn.ops.cpu_gradient import Sink, sink_of
 from lcn.ops.cpu_plan import on_threads, workers
-from lcn.ops.lanes import LANE, add_lane, kernel, prefetch
+from lcn.ops.lanes import kernel, leaf
 
 if TYPE_CHECKING:
     from lcn.ops.simhash import Codes, Measure
@@ -30,7 +27,7 @@ _BITS, _BYTES, _WHOLE = 0, 1, 2
 _MEASURE = {"bits": _BITS, "bytes": _BYTES, "whole": _WHOLE}
 
 
-class _Task(NamedTuple):
+class CodeTask(NamedTuple):
     """What all kernels read."""
 
     code_I: np.ndarray
@@ -43,28 +40,23 @@ class _Task(NamedTuple):
 
 def code_topk(codes: Codes, span_C2: Tensor, keep: int, measure: Measure, farthest: int) -> Tensor:
     """`lcn.ops.simhash.code_topk` by counting sort."""
-    task = _task(codes, span_C2)
+    task = code_task(codes, span_C2)
     kept_CK = torch.full((len(task.span_C2), keep), -1, dtype=torch.int64)
     kept = kept_CK.numpy()
     how = _MEASURE[measure]
-    _over_candidates(task.span_C2, lambda a, b: _nearest(task, how, farthest, kept, a, b))
+    over_candidates(task.span_C2, lambda a, b: _nearest(task, how, farthest, kept, a, b))
     return kept_CK
 
 
 def code_distance(codes: Codes, span_C2: Tensor, measure: Measure) -> Tensor:
     """`lcn.ops.simhash.code_distance`, without padding."""
-    task = _task(codes, span_C2)
+    task = code_task(codes, span_C2)
     length_C = task.span_C2[:, 1] - task.span_C2[:, 0]
     offset_C = np.r_[0, np.cumsum(np.maximum(length_C, 0))]
     distance_S = np.empty(offset_C[-1], np.int32)
     how = _MEASURE[measure]
-    _over_candidates(task.span_C2, lambda a, b: _distances(task, how, offset_C, distance_S, a, b))
+    over_candidates(task.span_C2, lambda a, b: _distances(task, how, offset_C, distance_S, a, b))
     return torch.from_numpy(distance_S.astype(np.int64))
-
-
-def bucket_sum(vector_ID: Tensor, codes: Codes, span_C2: Tensor) -> tuple[Tensor, Tensor]:
-    """`lcn.ops.bucket_sum.bucket_sum` over collisions only."""
-    return _CollisionSum.apply(vector_ID, codes, span_C2, sink_of(vector_ID))
 
 
 def merge_heads(kept_CHK: Tensor, mean_CHK: Tensor, keep: int) -> Tensor:
@@ -76,37 +68,7 @@ def merge_heads(kept_CHK: Tensor, mean_CHK: Tensor, keep: int) -> Tensor:
     return kept
 
 
-class _CollisionSum(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, vector_ID: Tensor, codes: Codes, span_C2: Tensor, sink: Sink | None
-    ) -> tuple[Tensor, Tensor]:
-        task = _task(codes, span_C2)
-        task = task._replace(code_I=_words(task.code_I, 0), query_C=_words(task.query_C, 255))
-        vector = vector_ID.detach().contiguous().numpy()
-        sum_CGD = torch.zeros(*codes.query_CY.shape, vector_ID.shape[1])
-        square_C = torch.zeros(len(span_C2))
-        total, square = sum_CGD.numpy(), square_C.numpy()
-        _over_candidates(task.span_C2, lambda a, b: _collect(task, vector, total, square, a, b))
-        ctx.task, ctx.shape, ctx.sink = task, vector_ID.shape, sink
-        ctx.mark_non_differentiable(square_C)
-        return sum_CGD, square_C
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_CGD: Tensor, _grad_C: Tensor) -> Any:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None
-        slope = grad_CGD.to(torch.float32).contiguous().numpy()
-        grad_ID = torch.zeros(ctx.shape) if ctx.sink is None else ctx.sink.buffer(ctx.shape)
-        task, grad = ctx.task, grad_ID.numpy()
-        parts = min(workers(), max(ctx.shape[1] // 16, 1))
-        cut = np.linspace(0, ctx.shape[1], parts + 1).astype(np.int64).tolist()
-        on_threads(lambda n: _spread(task, slope, grad, cut[n], cut[n + 1]), parts)
-        return grad_ID if ctx.sink is None else None, None, None, None
-
-
-def _task(codes: Codes, span_C2: Tensor) -> _Task:
+def code_task(codes: Codes, span_C2: Tensor) -> CodeTask:
     """The op's integers as contiguous arrays, checked once: kernels do not look.
 
     Raises:
@@ -128,17 +90,10 @@ def _task(codes: Codes, span_C2: Tensor) -> _Task:
         )
     if code.shape[1] != query.shape[1]:
         raise ValueError(f"codes have {code.shape[1]} bytes, candidates' {query.shape[1]}")
-    return _Task(code, item, query, span)
+    return CodeTask(code, item, query, span)
 
 
-def _words(code: np.ndarray, filling: int) -> np.ndarray:
-    """Codes as words of eight bytes; unequal fillings never collide."""
-    short = -code.shape[1] % 8
-    padded = np.pad(code, ((0, 0), (0, short)), constant_values=filling)
-    return np.ascontiguousarray(padded).view(np.uint64)
-
-
-def _over_candidates(span: np.ndarray, work: Callable[[int, int], object]) -> None:
+def over_candidates(span: np.ndarray, work: Callable[[int, int], object]) -> None:
     """Run `work(first, last)` on runs of candidates with about equally many rows."""
     total_C = np.cumsum(np.maximum(span[:, 1] - span[:, 0], 0) + 8)
     if not len(total_C):
@@ -158,33 +113,7 @@ def _ones(context, word):
     return types.uint8(types.uint8), build
 
 
-@intrinsic
-def _lowest(context, word):
-    """Place of the lowest bit that is set."""
-
-    def build(_, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), build
-
-
-@kernel
-def _equal_bytes(a, b):
-    """The top bit of each byte that is the same in both words; nothing else."""
-    low = np.uint64(0x7F7F7F7F7F7F7F7F)
-    x = a ^ b
-    return ~(((x & low) + low) | x | low)
-
-
-@kernel
-def _add(target, source, width):
-    """Add `width` floats at one address to those at another."""
-    whole = width - width % LANE
-    for d in range(0, whole, LANE):
-        add_lane(target + 4 * d, source + 4 * d)
-
-
-@kernel
+@leaf
 def _fill(task, measure, query_Y, start, stop, out_N):
     """Write the distances of rows start to stop - 1."""
     width = len(query_Y)
@@ -202,7 +131,7 @@ def _fill(task, measure, query_Y, start, stop, out_N):
         out_N[t - start] = distance
 
 
-@kernel
+@leaf
 def _distances(task, measure, offset_C, distance_S, c0, c1):
     for c in range(c0, c1):
         start = task.span_C2[c, 0]
@@ -236,62 +165,6 @@ def _nearest(task, measure, farthest, kept_CK, c0, c1):
                 if place_D[d] < keep:
                     kept_CK[c, place_D[d]] = start + n
                 place_D[d] += 1
-
-
-@kernel
-def _ask_for(address, item_T, t, stop, width):
-    """Prefetch the vector of the row that comes eight rows later."""
-    if t + 8 < stop:
-        start = address + 4 * width * np.int64(item_T[t + 8])
-        for byte in range(0, 4 * width, 64):
-            prefetch(start + byte)
-
-
-@kernel
-def _collect(task, vector_ID, sum_CGD, square_C, c0, c1):
-    width, words = vector_ID.shape[1], task.code_I.shape[1]
-    whole, groups = width - width % LANE, sum_CGD.shape[1]
-    table, total = vector_ID.ctypes.data, sum_CGD.ctypes.data
-    for c in range(c0, c1):
-        squares = np.int64(0)
-        stop = task.span_C2[c, 1]
-        for t in range(task.span_C2[c, 0], stop):
-            _ask_for(table, task.item_T, t, stop, width)
-            item, hits = np.int64(task.item_T[t]), np.int64(0)
-            for w in range(words):
-                same = _equal_bytes(task.code_I[item, w], task.query_C[c, w])
-                while same:
-                    g = 8 * w + np.int64(_lowest(same) >> np.uint64(3))
-                    same &= same - np.uint64(1)
-                    hits += 1
-                    _add(total + 4 * width * (groups * c + g), table + 4 * width * item, width)
-                    for d in range(whole, width):
-                        sum_CGD[c, g, d] += vector_ID[item, d]
-            squares += hits * hits
-        square_C[c] = squares
-
-
-@kernel
-def _spread(task, slope_CGD, grad_ID, d0, d1):
-    """Columns d0 to d1 - 1 of the gradient: each colliding row takes its buckets' slopes."""
-    width, words = grad_ID.shape[1], task.code_I.shape[1]
-    whole = d1 - (d1 - d0) % LANE
-    table, slopes = grad_ID.ctypes.data, slope_CGD.ctypes.data
-    groups = slope_CGD.shape[1]
-    for c in range(len(task.span_C2)):
-        stop = task.span_C2[c, 1]
-        for t in range(task.span_C2[c, 0], stop):
-            _ask_for(table, task.item_T, t, stop, width)
-            item = np.int64(task.item_T[t])
-            for w in range(words):
-                same = _equal_bytes(task.code_I[item, w], task.query_C[c, w])
-                while same:
-                    g = 8 * w + np.int64(_lowest(same) >> np.uint64(3))
-                    same &= same - np.uint64(1)
-                    slope = slopes + 4 * (width * (groups * c + g) + d0)
-                    _add(table + 4 * (width * item + d0), slope, d1 - d0)
-                    for d in range(whole, d1):
-                        grad_ID[item, d] += slope_CGD[c, g, d]
 
 
 @kernel

@@ -14,10 +14,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lcn.ops.lanes import FAST, INT, LANE, VECTOR, fma, kernel, load, store
+from lcn.ops.lanes import FAST, INT, LANE, VECTOR, fma, leaf, load, store
 
 _WORDS = ir.VectorType(ir.IntType(32), LANE)
 _MINUS_INFINITY = float("-inf")
+BOTH = 2 * LANE
+"""Keys that `split_lanes` takes at once."""
 
 
 def _constant(value: float) -> Any:
@@ -168,27 +170,82 @@ turn_linear = _turn(softmax=False)
 """The same for weights that are scores: w = score scale, ds = dw scale, 0 for -inf."""
 
 
+def _spread(builder: Any, kind: Any, value: Any) -> Any:
+    """Copies of an int32."""
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, first, ir.Constant(kind, [0] * kind.count))
+
+
+def _reduced(builder: Any, lanes: Any, sign: str) -> Any:
+    """The smallest (<) or largest (>) of all lanes."""
+    best = builder.extract_element(lanes, ir.IntType(32)(0))
+    for n in range(1, lanes.type.count):
+        each = builder.extract_element(lanes, ir.IntType(32)(n))
+        best = builder.select(builder.icmp_signed(sign, each, best), each, best)
+    return best
+
+
 @intrinsic
-def count_lanes(context, key, groups, low):
-    """Count the int32 keys that are at least `low`, in `groups` groups of eight."""
+def split_lanes(context, key, groups, middle, ends):
+    """Split int32 keys, in `groups` groups of `BOTH`; returns how many are at least `middle`.
+
+    The lowest of those and the highest of the others are written to `ends`.
+    """
 
     def build(target, builder, signature, args):
-        key, groups, low = args
-        spread = ir.Constant(_WORDS, [0] * LANE)
-        first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), low, ir.IntType(32)(0))
-        low = builder.shuffle_vector(first, spread, spread)
-        found = cgutils.alloca_once_value(builder, spread)
+        key, groups, middle, ends = args
+        words, word = ir.VectorType(ir.IntType(32), BOTH), ir.IntType(32)
+        middle = _spread(builder, words, middle)
+        highest, lowest = (ir.Constant(words, [each] * BOTH) for each in (2**31 - 1, -(2**31)))
+        found = cgutils.alloca_once_value(builder, ir.Constant(words, [0] * BOTH))
+        least = cgutils.alloca_once_value(builder, highest)
+        most = cgutils.alloca_once_value(builder, lowest)
         with _groups(builder, groups) as (n, _):
-            here = builder.add(key, builder.mul(n, ir.Constant(INT, 4 * LANE)))
-            mask = builder.icmp_signed(">=", load(builder, here, _WORDS), low)
-            one = builder.zext(mask, _WORDS)
-            builder.store(builder.add(builder.load(found), one), found)
-        total, lanes = ir.IntType(32)(0), builder.load(found)
-        for n in range(LANE):
-            total = builder.add(total, builder.extract_element(lanes, ir.IntType(32)(n)))
+            here = builder.add(key, builder.mul(n, ir.Constant(INT, 4 * BOTH)))
+            x = load(builder, here, words)
+            mask = builder.icmp_signed(">=", x, middle)
+            builder.store(builder.sub(builder.load(found), builder.sext(mask, words)), found)
+            up, old = builder.select(mask, x, highest), builder.load(least)
+            builder.store(builder.select(builder.icmp_signed("<", up, old), up, old), least)
+            down, old = builder.select(mask, lowest, x), builder.load(most)
+            builder.store(builder.select(builder.icmp_signed(">", down, old), down, old), most)
+        store(builder, _reduced(builder, builder.load(least), "<"), ends)
+        second = builder.add(ends, ir.Constant(INT, 4))
+        store(builder, _reduced(builder, builder.load(most), ">"), second)
+        total, lanes = word(0), builder.load(found)
+        for n in range(BOTH):
+            total = builder.add(total, builder.extract_element(lanes, word(n)))
         return builder.sext(total, INT)
 
-    return types.int64(types.int64, types.int64, types.int32), build
+    return types.int64(types.int64, types.int64, types.int32, types.int64), build
+
+
+@intrinsic
+def mask_lanes(context, key, low):
+    """One bit for each of 32 int32 keys: whether it is at least `low`."""
+
+    def build(target, builder, signature, args):
+        key, low = args
+        low = _spread(builder, _WORDS, low)
+        bits = ir.IntType(32)(0)
+        for n in range(32 // LANE):
+            here = builder.add(key, ir.Constant(INT, 4 * LANE * n))
+            mask = builder.icmp_signed(">=", load(builder, here, _WORDS), low)
+            byte = builder.zext(builder.bitcast(mask, ir.IntType(LANE)), ir.IntType(32))
+            bits = builder.or_(bits, builder.shl(byte, ir.IntType(32)(LANE * n)))
+        return bits
+
+    return types.uint32(types.int64, types.int32), build
+
+
+@intrinsic
+def lowest_bit(context, word):
+    """Place of the lowest bit that is set, as a place in an array."""
+
+    def build(target, builder, signature, args):
+        return builder.zext(builder.cttz(args[0], ir.Constant(ir.IntType(1), 0)), INT)
+
+    return types.int64(types.uint32), build
 
 
 def _reinterpret(before: Any, after: Any, kind: Any) -> Any:
@@ -207,7 +264,7 @@ float_bits = _reinterpret(types.float32, types.int32, ir.IntType(32))
 bits_float = _reinterpret(types.int32, types.float32, ir.FloatType())
 
 
-@kernel
+@leaf
 def recency_bucket(elapsed_ms, last):
     """floor(log2(1 + whole minutes)), at most `last`: the exponent of 1 + minutes.
 

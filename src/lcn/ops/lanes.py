@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba import types
@@ -24,6 +25,8 @@ LANE = 8
 """Floats of one vector."""
 WIDTH = 2 * LANE
 """Row widths are padded to a multiple of this."""
+BROAD = 2 * LANE if llvmlite.binding.get_host_cpu_features().get("avx512f") else LANE
+"""Floats of the widest vector that the machine multiplies at once."""
 FLOAT, INT = ir.FloatType(), ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, LANE)
 # NaN and infinity keep their meaning (-inf is "no row"); only the order of sums is free.
@@ -66,6 +69,25 @@ def _cache_here() -> Iterator[None]:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile on first call, without the interpreter lock, kept on disk where possible."""
+    return _compiled(function, counted=True)
+
+
+def leaf(function: Callable[..., Any]) -> Any:
+    """`kernel` for what neither allocates nor returns arrays: memory of arrays is not counted.
+
+    Counting references to arrays costs two locked instructions wherever one is named or sliced,
+    a third of the time of a small tile. The caller keeps the arrays alive.
+    """
+    return _compiled(function, counted=False)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Paste the function into its callers: the only way for a `leaf` to share code that makes
+    views of arrays."""
+    return numba.njit(function, inline="always")
+
+
+def _compiled(function: Callable[..., Any], *, counted: bool) -> Any:
     with _cache_here():
         return numba.njit(
             function,
@@ -73,6 +95,7 @@ def kernel(function: Callable[..., Any]) -> Any:
             fastmath=set(FAST),
             error_model="numpy",
             cache=_FOLDER is not None,
+            _nrt=counted,
         )
 
 
@@ -86,11 +109,11 @@ def store(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=4)
 
 
-def splat(builder: Any, value: Any) -> Any:
-    """Emit eight copies of a float."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
+def splat(builder: Any, value: Any, lanes: int = LANE) -> Any:
+    """Emit as many copies of a float."""
+    undefined = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANE), [0] * LANE)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
     return builder.shuffle_vector(first, undefined, zeros)
 
 
@@ -106,23 +129,24 @@ def _offset(builder: Any, base: Any, *steps: tuple[Any, int]) -> Any:
     return base
 
 
-def _zero_sums(builder: Any, count: int) -> list[Any]:
-    zero = ir.Constant(VECTOR, [0.0] * LANE)
+def _zero_sums(builder: Any, count: int, lanes: int = LANE) -> list[Any]:
+    zero = ir.Constant(ir.VectorType(FLOAT, lanes), [0.0] * lanes)
     return [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
 
 
-def _tile(high: int, wide: int, unroll: int, add: bool) -> Any:
+def _tile(high: int, wide: int, unroll: int, add: bool, lanes: int = LANE) -> Any:
     """Make c[m, n] (+)= sum_k a[m, k] b[k, n] for `high` rows m and `wide` vectors of n.
 
     `a` may have any strides, `b` and `c` are contiguous along n. `unroll` sums run side by side
-    along k, where `high * wide` alone would wait for the adder.
+    along k, where `high * wide` alone would wait for the adder; depth is a multiple of it.
     """
+    vector = ir.VectorType(FLOAT, lanes)
 
     @intrinsic
     def tile(context, a, a_row, a_deep, b, b_deep, c, c_row, depth):  # noqa: PLR0913, PLR0917
         def build(target, builder, signature, args):
             a, a_row, a_deep, b, b_deep, c, c_row, depth = args
-            sums = _zero_sums(builder, high * wide * unroll)
+            sums = _zero_sums(builder, high * wide * unroll, lanes)
             last = builder.sub(depth, ir.Constant(INT, unroll - 1))
             with cgutils.for_range_slice(
                 builder, ir.Constant(INT, 0), last, ir.Constant(INT, unroll), INT
@@ -131,26 +155,26 @@ def _tile(high: int, wide: int, unroll: int, add: bool) -> Any:
                     deep = builder.add(k, ir.Constant(INT, u))
                     base_b = builder.add(b, builder.mul(deep, b_deep))
                     base_a = builder.add(a, builder.mul(deep, a_deep))
-                    lanes = [
-                        load(builder, builder.add(base_b, ir.Constant(INT, 4 * LANE * n)), VECTOR)
+                    here = [
+                        load(builder, builder.add(base_b, ir.Constant(INT, 4 * lanes * n)), vector)
                         for n in range(wide)
                     ]
                     for m in range(high):
                         x = load(builder, _offset(builder, base_a, (a_row, m)), FLOAT)
-                        x = splat(builder, x)
+                        x = splat(builder, x, lanes)
                         for n in range(wide):
                             slot = sums[(u * high + m) * wide + n]
-                            builder.store(fma(builder, x, lanes[n], builder.load(slot)), slot)
+                            builder.store(fma(builder, x, here[n], builder.load(slot)), slot)
             for m in range(high):
                 for n in range(wide):
                     address = _offset(builder, c, (c_row, m))
-                    address = builder.add(address, ir.Constant(INT, 4 * LANE * n))
+                    address = builder.add(address, ir.Constant(INT, 4 * lanes * n))
                     total = builder.load(sums[m * wide + n])
                     for u in range(1, unroll):
                         part = builder.load(sums[(u * high + m) * wide + n])
                         total = builder.fadd(total, part, flags=FAST)
                     if add:
-                        total = builder.fadd(total, load(builder, address, VECTOR), flags=FAST)
+                        total = builder.fadd(total, load(builder, address, vector), flags=FAST)
                     store(builder, total, address)
             return target.get_dummy_value()
 
@@ -159,46 +183,77 @@ def _tile(high: int, wide: int, unroll: int, add: bool) -> Any:
     return tile
 
 
-add_row_1x8 = _tile(1, 8, 1, add=True)
+# Eight sums each: enough to keep two multiply-adders busy, few enough for sixteen registers; with
+# the broad vectors come thirty-two registers.
+add_row_1x8 = _tile(1, 4, 2, True, BROAD) if BROAD > LANE else _tile(1, 8, 1, True)
+"""64 floats; depth is a multiple of 2."""
 add_row_1x2 = _tile(1, 2, 1, add=True)
-# Eight sums each: enough to keep two multiply-adders busy, few enough for sixteen registers.
 tile_8x1 = _tile(8, 1, 1, add=False)
-tile_4x2 = _tile(4, 2, 1, add=False)
+tile_8x2 = _tile(8, 1, 1, False, BROAD) if BROAD > LANE else _tile(4, 2, 1, add=False)
+"""16 floats wide; `ROWS_8X2` rows."""
+ROWS_8X2 = 8 if BROAD > LANE else 4
 add_tile_4x2 = _tile(4, 2, 1, add=True)
+add_tile_8x4 = _tile(8, 2, 1, True, BROAD) if BROAD > LANE else _tile(2, 4, 1, add=True)
+"""32 floats wide; `ROWS_8X4` rows."""
+ROWS_8X4 = 8 if BROAD > LANE else 2
 add_tile_1x2 = _tile(1, 2, 4, add=True)
 
 
+def _pairs(builder: Any, a: Any, b: Any, first: list[int], second: list[int]) -> Any:
+    """Add the lanes `first` of `a` and `b`, one after the other, to the lanes `second`."""
+    kind = ir.VectorType(ir.IntType(32), LANE)
+    x = builder.shuffle_vector(a, b, ir.Constant(kind, first))
+    y = builder.shuffle_vector(a, b, ir.Constant(kind, second))
+    return builder.fadd(x, y, flags=FAST)
+
+
+# Three rounds of pairs transpose eight vectors while adding up their lanes; each is one shuffle of
+# two vectors on common machines.
+_ROUNDS = (
+    ([0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]),
+    ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
+    ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
+)
+
+
 @intrinsic
-def dot_4(context, a, a_row, b, c, depth):
-    """Write c[m] = sum_k a[m, k] b[k] for four rows m; depth is a multiple of 16."""
-    rows = 4
+def dot_8(context, a, a_row, b, c, depth):
+    """Write c[m] = sum_k a[m, k] b[k] for eight rows m; depth is a multiple of 16."""
+    rows, vector = 8, ir.VectorType(FLOAT, BROAD)
 
     def build(target, builder, signature, args):
         a, a_row, b, c, depth = args
-        sums = _zero_sums(builder, rows * 2)
+        sums = _zero_sums(builder, rows, BROAD)
         with cgutils.for_range_slice(
-            builder, ir.Constant(INT, 0), depth, ir.Constant(INT, WIDTH), INT
+            builder, ir.Constant(INT, 0), depth, ir.Constant(INT, BROAD), INT
         ) as (k, _count):
             deep = builder.mul(k, ir.Constant(INT, 4))
-            for u in range(2):
-                here = builder.add(deep, ir.Constant(INT, 4 * LANE * u))
-                y = load(builder, builder.add(b, here), VECTOR)
-                for m in range(rows):
-                    row = _offset(builder, builder.add(a, here), (a_row, m))
-                    slot = sums[u * rows + m]
-                    x = load(builder, row, VECTOR)
-                    builder.store(fma(builder, x, y, builder.load(slot)), slot)
-        for m in range(rows):
-            lanes = builder.fadd(builder.load(sums[m]), builder.load(sums[rows + m]), flags=FAST)
-            for half in (4, 2, 1):
-                order = [(n + half) % LANE for n in range(LANE)]
-                mask = ir.Constant(ir.VectorType(ir.IntType(32), LANE), order)
-                lanes = builder.fadd(lanes, builder.shuffle_vector(lanes, lanes, mask), flags=FAST)
-            total = builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
-            store(builder, total, builder.add(c, ir.Constant(INT, 4 * m)))
+            y = load(builder, builder.add(b, deep), vector)
+            for m in range(rows):
+                x = load(builder, _offset(builder, builder.add(a, deep), (a_row, m)), vector)
+                builder.store(fma(builder, x, y, builder.load(sums[m])), sums[m])
+        parts = [_fold(builder, builder.load(total)) for total in sums]
+        for first, second in _ROUNDS:
+            parts = [
+                _pairs(builder, parts[n], parts[n + 1], first, second)
+                for n in range(0, len(parts), 2)
+            ]
+        store(builder, parts[0], c)
         return target.get_dummy_value()
 
     return types.void(*[types.int64] * 5), build
+
+
+def _fold(builder: Any, lanes: Any) -> Any:
+    """Add the upper half of a broad vector to the lower one."""
+    if BROAD == LANE:
+        return lanes
+    kind = ir.VectorType(ir.IntType(32), LANE)
+    halves = [
+        builder.shuffle_vector(lanes, lanes, ir.Constant(kind, [start + n for n in range(LANE)]))
+        for start in (0, LANE)
+    ]
+    return builder.fadd(*halves, flags=FAST)
 
 
 @intrinsic
@@ -214,11 +269,23 @@ def add_lane(context, a, b):
 
 
 @intrinsic
-def copy_lane(context, a, b):
-    """Copy the eight floats at `b` to `a`."""
+def add_broad(context, a, b):
+    """Add the `BROAD` floats at `b` to those at `a`."""
 
     def build(target, builder, signature, args):
-        store(builder, load(builder, args[1], VECTOR), args[0])
+        a, b = (load(builder, address, ir.VectorType(FLOAT, BROAD)) for address in args)
+        store(builder, builder.fadd(a, b, flags=FAST), args[0])
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.int64), build
+
+
+@intrinsic
+def copy_broad(context, a, b):
+    """Copy the `BROAD` floats at `b` to `a`."""
+
+    def build(target, builder, signature, args):
+        store(builder, load(builder, args[1], ir.VectorType(FLOAT, BROAD)), args[0])
         return target.get_dummy_value()
 
     return types.void(types.int64, types.int64), build

@@ -46,8 +46,15 @@ def write_report(path: Path | str, report: DemoReport) -> Path:
     Raises:
         DataError: the optional packages of the report are missing, or the file cannot be written.
     """
-    path = Path(path)
-    page = render_report(report)
+    return write_page(Path(path), render_report(report))
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,7 @@ def write_report(path: Path | str, report: DemoReport) -> Path:
 
 def render_report(report: DemoReport) -> str:
     """Render the report page as HTML text; see `write_report`."""
-    environment = _environment()
+    environment = template_environment()
     from markupsafe import Markup
 
     # Pictures are our own SVG, whose texts were escaped when they were drawn.
@@ -83,7 +90,12 @@ def render_report(report: DemoReport) -> str:
     )
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Return the environment that every page is rendered with.
+
+    Raises:
+        DataError: the optional packages of the report are missing.
+    """
     try:
         import matplotlib  # noqa: F401  # only to fail here rather than in the middle
         from jinja2 import Environment, PackageLoader, StrictUndefined

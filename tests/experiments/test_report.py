@@ -1,0 +1,151 @@
+"""The results site: every number with its provenance, nothing lost, nothing unescaped."""
+
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lcn.cli import cli
+from lcn.errors import DataError
+from lcn.experiments.record import (
+    Bar,
+    Cell,
+    Cloud,
+    CurvePanel,
+    ExperimentRecord,
+    ForestPanel,
+    Line,
+    Origin,
+    ScatterPanel,
+    TablePanel,
+    Verdict,
+    load_record,
+    save_record,
+)
+from lcn.experiments.report import page_name, read_records, render_markdown, render_site
+
+
+def origin(**more) -> Origin:
+    given = {
+        "command": "lcn experiment table5 data/toy",
+        "commit": "abc123",
+        "version": "0.1.0",
+        "machine": "machine x 2",
+        "date": datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        "seconds": 12.0,
+        "dataset": "toy",
+        "fingerprint": "f00",
+        "seeds": (0, 1),
+        "trials": 3,
+        "settings": ("model.width=8",),
+        "sizes": (12, 4),
+    }
+    return Origin(**{**given, **more})
+
+
+def record(**more) -> ExperimentRecord:
+    table = TablePanel(
+        title="Results",
+        head=("row", "AUC", "AUC quoted"),
+        rows=(
+            (Cell(text="LCN <b>"), Cell(text="0.7000", detail="0.6900, 0.7100", value=0.7,
+                                        mark="best"), Cell(text="0.7294", mark="quoted")),
+            (Cell(text="a|b"), Cell(text="-"), Cell(text="-")),
+        ),
+        note="A note.",
+    )  # fmt: skip
+    panels = (
+        table,
+        ForestPanel(title="Forest", xlabel="AUC", zero=None,
+                    bars=(Bar(name="x", estimate=0.5, low=float("nan"), high=float("nan")),)),
+        CurvePanel(title="Curve", xlabel="K1", ylabel="consistency",
+                   lines=(Line(name="l", x=tuple(range(51)), y=tuple(range(51))),)),
+        ScatterPanel(title="Scatter", clouds=(Cloud(name="c", x=(0.0, 1.0), y=(1.0, 0.0)),)),
+    )  # fmt: skip
+    given = {
+        "experiment": "table5",
+        "title": "Everything",
+        "panels": panels,
+        "verdicts": (
+            Verdict(claim="A beats B", holding="open", evidence="AUC +0.1"),
+            Verdict(claim="C beats D", holding="holds", evidence="AUC +0.2"),
+        ),
+        "origin": origin(),
+    }
+    return ExperimentRecord(**{**given, **more})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    save_record(tmp_path / "toy-f00" / "records" / "table5.json", record())
+    quick = record(origin=origin(quick=True))
+    save_record(tmp_path / "toy-f00" / "records" / "table5-quick.json", quick)
+    return tmp_path
+
+
+def test_a_record_survives_its_file(store):
+    path = store / "toy-f00" / "records" / "table5.json"
+    again = load_record(path)
+    assert again.model_dump_json() == record().model_dump_json()
+    path.write_text("{}")
+    with pytest.raises(DataError, match="run the experiment again"):
+        load_record(path)
+
+
+def test_markdown_has_the_numbers_and_where_they_come_from():
+    text = render_markdown(record())
+    assert "| LCN <b> | **0.7000** [0.6900, 0.7100] | *0.7294* |" in text
+    assert r"a\|b" in text and "A note." in text
+    for fact in ("abc123", "lcn experiment table5 data/toy", "0, 1", "machine x 2", "2026-01-02",
+                 "model.width=8", "f00"):  # fmt: skip
+        assert fact in text
+    assert "| C beats D | holds |" in text
+    # A long curve is thinned, its last point stays.
+    assert "50.0000" in text and "49.0000" not in text
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.ids = [], [], set()
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if given.get("id"):
+            self.ids.add(given["id"])
+        for name in ("src", "href"):
+            if name in given and tag != "use":
+                self.links.append(given[name])
+
+
+def test_the_page_needs_nothing_else_and_escapes():
+    page = render_site([record()])
+    assert "LCN &lt;b&gt;" in page and "<b>" not in page
+    tags = Tags()
+    tags.feed(page)
+    assert tags.links and all(link.startswith("#") for link in tags.links)
+    assert {link[1:] for link in tags.links if "-" in link} <= tags.ids
+    assert page.count("<svg") == 3
+    assert page.index("C beats D") < page.index("A beats B")
+    assert "Of 2 claims 1 hold, 0 do not, 1 are open." in page
+
+
+def test_quick_looks_count_only_when_asked(store):
+    assert len(read_records(store)) == 1
+    both = read_records(store, quick=True)
+    assert sorted(page_name(each) for each in both) == ["table5-toy", "table5-toy-quick"]
+    assert "Not a result" in render_markdown(both[0] if both[0].origin.quick else both[1])
+    with pytest.raises(DataError, match="no findings"):
+        read_records(store / "nothing")
+
+
+def test_the_command_writes_the_site(store, tmp_path):
+    docs = tmp_path / "docs"
+    given = ["experiment", "report", "--store", str(store), "--docs", str(docs)]
+    result = CliRunner().invoke(cli, given)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in docs.iterdir()) == ["table5-toy.md", "what-holds.md"]
+    assert (store / "report.html").exists()
+    assert "[table5](table5-toy.md)" in (docs / "what-holds.md").read_text()
