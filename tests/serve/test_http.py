@@ -279,7 +279,7 @@ def test_metrics_are_scraped(client: Client) -> None:
 def test_pages(client: Client) -> None:
     for path, word in (
         ("/", b"Lifelong history"),
-        ("/docs", b"swagger"),
+        ("/docs", b"openapi.json"),
         ("/openapi.json", b"3.1"),
     ):
         answer = raw(client, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

@@ -91,3 +91,18 @@ def test_the_page_asks_for_tokens(browser, tmp_path, world) -> None:
         page.wait_for_selector("#scores li")
         assert "no events" in page.inner_text("#facts")
         page.close()
+
+
+def test_the_interface_page_needs_nothing_from_elsewhere(browser, site) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda it: it.url.startswith(site.url) or errors.append(it.url))
+    page.goto(site.url + "/docs")
+    page.wait_for_selector("#schemas details")
+    assert page.locator("#paths details").count() == 18
+    page.locator("#paths summary").first.click()
+    assert page.is_visible("text=RankAnswer >> nth=0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert errors == []
+    page.close()

@@ -224,3 +224,22 @@ def test_a_poison_user_is_harmless(place) -> None:
         place.add(*events[at : at + 500])
     assert len(place.store.read("u", NOW).source) == LIMITS.events
     assert bool(torch.isfinite(torch.from_numpy(place.scores("u"))).all())
+
+
+def test_a_state_that_is_given_up_is_never_served(place, monkeypatch) -> None:
+    """R-47: a batch of a newer and an older event does not fit; nobody sees half of it."""
+    place.add(*(event(n, NOW + 10 * n) for n in range(10)))
+    place.cache.get("u", NOW)
+    drop = place.cache.drop
+    seen: list[int] = []
+
+    def dawdle(user: str) -> None:
+        # The state is wrong now and still in the cache.
+        assert place.cache.peek("u", NOW) is None
+        seen.append(len(place.cache.get("u", NOW).view.source))
+        drop(user)
+
+    monkeypatch.setattr(place.cache, "drop", dawdle)
+    place.add(event(20, NOW + 15), event(21, NOW + 500))
+    assert seen == [12]
+    np.testing.assert_array_equal(place.scores("u"), place.fresh_scores("u"))

@@ -179,8 +179,10 @@ def score(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One record a line.")
 def serve(**options: Any) -> None:
     """A server under open-loop load, its models in turns: latency from the planned departure."""
-    from lcn.bench.serve import ServeGrid, run
+    from lcn.cli.serve import installed
 
+    with installed():
+        from lcn.bench.serve import ServeGrid, run
     try:
         loads = tuple(float(part) for part in options["load"].split(","))
     except ValueError as error:

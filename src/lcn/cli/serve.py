@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+
+from lcn.errors import ConfigError
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Say what to install where packages of the extra `serve` are missing.
+
+    Raises:
+        ConfigError: one is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"serving needs the package {error.name!r}, which is not installed; run "
+            "`pip install 'lcn[serve]'`"
+        ) from error
 
 
 @click.command()
@@ -18,7 +38,8 @@ def export(
     run: Path, bundle: Path, name: str | None, version: str | None, dataset: str | None
 ) -> None:
     """Make a BUNDLE, all that a server needs, of RUN's best model."""
-    from lcn.serve.bundle import export_run
+    with installed():
+        from lcn.serve.bundle import export_run
 
     manifest = export_run(run, bundle, name=name, version=version, dataset=dataset)
     size = sum(each.bytes for each in manifest.files.values()) / 2**20
@@ -50,7 +71,9 @@ def serve(bundles: tuple[Path, ...], settings: tuple[str, ...], **options: Any) 
     own and says in which file they are.
     """
     from lcn.config import load_config
-    from lcn.serve.server import open_server, run_server
+
+    with installed():
+        from lcn.serve.server import open_server, run_server
     from lcn.serve.settings import ServeConfig
 
     names = ("host", "port", "store", "data_dir", "durability", "history")

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -99,7 +100,7 @@ def build_app(parts: Parts) -> FastAPI:
         title="lcn",
         version=__version__,
         summary="Click probabilities from lifelong histories.",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         responses=_ERRORS,
         generate_unique_id_function=lambda route: route.name,
@@ -130,7 +131,9 @@ _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 def allowed(parts: Parts, scope: Scope) -> Any:
     """A dependency: the request may do what a scope allows."""
 
-    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+    async def check(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    ) -> None:
         if parts.tokens is None:
             return
         if given is None:
@@ -316,9 +319,19 @@ def _pages(parts: Parts) -> APIRouter:
 
     @router.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(files("lcn.serve").joinpath("page.html").read_text("utf-8"))
+        return HTMLResponse(_page("page.html"))
+
+    @router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(_page("docs.html"))
 
     return router
+
+
+@cache
+def _page(name: str) -> str:
+    """One self-contained file: nothing is fetched from elsewhere."""
+    return files("lcn.serve").joinpath(name).read_text("utf-8")
 
 
 def _rank_answer(body: RankRequest, ranked: Ranked) -> dict[str, Any]:

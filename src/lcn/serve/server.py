@@ -191,8 +191,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         # Draining is the normal way to stop, so the process ends with status 0.
         captured = getattr(self, "_captured_signals", [])
-        while signal.SIGTERM in captured:
-            captured.remove(signal.SIGTERM)
+        captured[:] = [each for each in captured if each not in (signal.SIGTERM, signal.SIGINT)]
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -112,16 +112,21 @@ class StateCache:
             StoreError: the store cannot be read.
         """
         self.counts.misses += 1
-        state = self._build(user, version, now)
-        return Lease(self._viewed(user, state, now), "rebuilt", 0.0)
+        view = self._viewed(user, self._build(user, version, now), now)
+        if view.version < version:
+            # An event came in between that did not fit the state: one nobody else can reach.
+            view = self._scorer.view(self._scorer.build(self._store.read(user, now)), now)
+        return Lease(view, "rebuilt", 0.0)
 
     def peek(self, user: str, now: int) -> Lease | None:
         """Whatever state there is, without asking the store."""
         with self._lock:
             state = self._states.get(user)
-        if state is None or state.version < 0:
+        if state is None:
             return None
         view = self._viewed(user, state, now)
+        if view.version < 0:
+            return None
         return Lease(view, "stale", self._clock() - state.verified)
 
     def apply(self, change: Change) -> None:
@@ -181,9 +186,12 @@ class StateCache:
         state = self._at(user, version)
         if state is None:
             return None
+        view = self._viewed(user, state, now)
+        if view.version < version:
+            return None  # being given up: part of a batch did not fit
         self.counts.hits += 1
         state.verified = self._clock()
-        return Lease(self._viewed(user, state, now), "hit", 0.0)
+        return Lease(view, "hit", 0.0)
 
     def _at(self, user: str, version: int | None) -> UserState | None:
         with self._lock:

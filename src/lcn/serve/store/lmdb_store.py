@@ -88,7 +88,7 @@ class LmdbStore:
 
     def version(self, user: str) -> int:
         """See `BehaviourStore`."""
-        with self._env.begin() as txn:
+        with self._errors("read"), self._env.begin() as txn:
             return int.from_bytes(txn.get(user.encode(), b"", db=self._users), "big")
 
     def read(self, user: str, now: int, newest: int = 0) -> Stored:
