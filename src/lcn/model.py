@@ -62,6 +62,9 @@ class ModelConfig(Config):
     ones that objectives move; values, short-term interest and head read the others. frozen: those
     tables come from another run (`item_vectors_from`) and nothing moves them, as in a production
     SIM that searches with vectors made offline; objectives move the others."""
+    history_vectors: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: histories read item vectors rounded to half the width, and an encoded state stores
+    them so; candidates keep theirs. `lcn half-width RUN` is its quality gate."""
     search_metric: Literal["dot", "cosine"] = "dot"
     """cosine: search ranks by the cosine of item vectors over a learned temperature, the geometry
     that contrastive objectives shape, so that their alignment decides at once what is found."""
@@ -229,14 +232,25 @@ class Model(nn.Module):
     def embed(self, batch: Batch) -> Embedded:
         """Join a batch's rows and candidates with their item vectors."""
         item_ID, search_ID, contrasted_ID = self._item_vectors(batch)
+        stored_ID = self._stored(item_ID)
         history = History(
-            self.history(batch.source, item_ID),
+            self.history(batch.source, stored_ID),
             batch.source.offsets_U1,
             batch.item_IF,
-            search_ID,
+            None if search_ID is None else self._stored(search_ID),
         )
-        target = self.history(batch.target, item_ID)
+        target = self.history(batch.target, stored_ID)
         return Embedded(history, target, self.query(batch, item_ID, search_ID), contrasted_ID)
+
+    def _stored(self, vector_ID: Float[Tensor, "I D"]) -> Float[Tensor, "I D"]:
+        """Vectors as histories keep them; on the CPU training computes with the rounded values in
+        full width, so that all ops share one gradient."""
+        if self.config.history_vectors == "float32":
+            return vector_ID
+        half_ID = vector_ID.to(torch.bfloat16)
+        if torch.is_grad_enabled() and vector_ID.device.type == "cpu":
+            return ops.share_gradient(half_ID.float())
+        return half_ID
 
     @property
     def tables(self) -> Tables:

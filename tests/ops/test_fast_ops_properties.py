@@ -13,8 +13,9 @@ from lcn import ops
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, reference
 from lcn.ops.cpu import warm_up
 from lcn.ops.cpu_backward import backward_tiles, scatter_tiles
-from lcn.ops.cpu_forward import forward_tiles, score_tiles
+from lcn.ops.cpu_forward import forward_tiles
 from lcn.ops.cpu_plan import Tiles
+from lcn.ops.cpu_rank import score_tiles
 from lcn.ops.cpu_topk import select_spans
 from lcn.ops.lane_steps import recency_bucket
 

@@ -276,7 +276,7 @@ def describe_level(
         else:
             assert selection.span_C2 is not None
             row_CN, mask_CN = reference.rows_of_span(selection.span_C2)
-        score_CHN = reference.score_rows(rows, row_CN, mask_CN, scoring)
+        score_CHN = reference.score_rows(rows.widened(), row_CN, mask_CN, scoring)
         weight_CN = reference.weigh(score_CHN, "softmax").mean(1)
         rank_CN = score_CHN[:, 0] if score_CHN.shape[1] == 1 else weight_CN
         place_CN = torch.arange(row_CN.shape[1], device=row_CN.device).expand_as(row_CN)

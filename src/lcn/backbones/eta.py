@@ -83,7 +83,7 @@ class Eta(Backbone[EtaState]):
 
     def encode(self, history: History) -> EtaState:
         """Code every unique item, packed."""
-        code_IY = simhash(history.search_vector_ID, self.plane_DB)
+        code_IY = simhash(history.search_vector_ID.float(), self.plane_DB)
         return EtaState(history.seen(self.config.context), code_IY)
 
     def attend(

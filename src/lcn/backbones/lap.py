@@ -338,7 +338,7 @@ class Lap(Backbone[LapState]):
         count, k2 = kept_CK.shape
         if not len(rows.item_T):
             return query.vector_CD.new_zeros(count, self.fsa.width)
-        row_CKD = rows.vector_ID[rows.item_T[kept_CK.clamp(min=0)].long()]
+        row_CKD = rows.widened().vector_ID[rows.item_T[kept_CK.clamp(min=0)].long()]
         asked_B = self.sequence_query(row_CKD).flatten(0, 1)
         repeated_D = query.vector_CD.repeat_interleave(k2, 0)
         scoring = self.fsa.scoring(

@@ -104,12 +104,13 @@ class Sdim(Backbone[SdimState]):
 
     def encode(self, history: History) -> SdimState:
         """Find every unique item's buckets; for one user alone (serving), also their sums."""
-        code_IG = bucket_codes(history.search_vector_ID, self.plane_DGP)
+        code_IG = bucket_codes(history.search_vector_ID.float(), self.plane_DGP)
         rows = history.seen(self.config.context) if self.attention else history.seen("none")
         table_GBD = None
         serving = len(history.offsets_U1) == 2 and not torch.is_grad_enabled()
         if serving and self.attention is None and self.config.norm == "bucket":
-            table_GBD = bucket_table(rows.vector_ID, code_IG, rows.item_T, 2**self.config.group)
+            wide = rows.widened()
+            table_GBD = bucket_table(wide.vector_ID, code_IG, rows.item_T, 2**self.config.group)
         return SdimState(rows, code_IG, table_GBD)
 
     def attend(
@@ -154,7 +155,7 @@ class Sdim(Backbone[SdimState]):
     def _sums(self, state: SdimState, codes: Codes, span_C2: Tensor) -> Tensor:
         found = self._from_table(state, codes, span_C2)
         if found is None:
-            found = bucket_sum(state.rows.vector_ID, codes, span_C2)
+            found = bucket_sum(state.rows.widened().vector_ID, codes, span_C2)
         if self.config.norm == "weights":
             # Counts c = (groups shared) / G have the l2 norm sqrt(square) / G; G cancels out.
             return found.sum_CGD.sum(1) / found.square_C.sqrt().clamp(min=1)[:, None]

@@ -57,6 +57,12 @@ def _consistency() -> click.Command:
     return consistency
 
 
+def _half_width() -> click.Command:
+    from lcn.cli.half_width import half_width
+
+    return half_width
+
+
 def _models() -> click.Command:
     from lcn.cli.models import models
 
@@ -111,6 +117,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "experiment": ("The paper's tables and figures on your data.", _experiment),
     "diagnose": ("Would lifelong cross-domain modelling pay on this log?", _diagnose),
     "consistency": ("Does search find what attention wants?", _consistency),
+    "half-width": ("May histories be stored in half the width?", _half_width),
     "models": ("List backbones and objectives.", _models),
     "bench": ("Measure speed and memory on this machine.", _bench),
     "demo": ("The whole way on real logs, in minutes.", _demo),

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,12 +34,9 @@ def consistency(
     runs: tuple[Path, ...],
     split: str,
     dataset: str | None,
-    size: int,
-    least: int,
-    limit: int,
     k1: tuple[int, ...],
-    seed: int,
     as_json: bool,
+    **sizes: Any,
 ) -> None:
     """Does search deliver what attention would choose? The consistency of trained RUNS (Figure 5).
 
@@ -50,7 +47,7 @@ def consistency(
     from lcn.api import consistency as measure
     from lcn.evaluate.consistency import ConsistencyConfig
 
-    config = ConsistencyConfig(size=size, least=least, limit=limit, seed=seed)
+    config = ConsistencyConfig(**sizes)
     rows = [
         row
         for run in runs

@@ -77,6 +77,7 @@ def span_pool(
         norm: how scores become weights.
         keep: how many best rows (by the first head's score) to return; 0 for none.
     """
+    rows = _readable(rows)
     return _ops(rows.vector_ID).span_pool(rows, span_C2, scoring, norm, keep)
 
 
@@ -88,6 +89,7 @@ def kept_pool(
     keep: int = 0,
 ) -> Pool:
     """`span_pool` over listed rows instead of a span; -1 marks an empty slot."""
+    rows = _readable(rows)
     return _ops(rows.vector_ID).kept_pool(rows, kept_CK, scoring, norm, keep)
 
 
@@ -96,6 +98,7 @@ def span_score(
     rows: HistoryRows, span_C2: Int[Tensor, "C 2"], scoring: Scoring
 ) -> Float[Tensor, "S H"]:
     """Scores of every row of every span, candidates one after the other. Not differentiable."""
+    rows = _readable(rows)
     return _ops(rows.vector_ID).span_score(rows, span_C2, scoring)
 
 
@@ -113,6 +116,7 @@ def rank_heads(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    rows = _readable(rows)
     rank = getattr(_ops(rows.vector_ID), "rank_heads", None)
     if rank is not None:
         return rank(rows, span_C2, scoring, k)
@@ -160,6 +164,12 @@ def take_vectors(
     """`vector_ID[index_C]`, whose gradient goes where those of other ops go."""
     take = getattr(_ops(vector_ID), "take_vectors", None)
     return vector_ID[index_C] if take is None else take(vector_ID, index_C)
+
+
+def _readable(rows: HistoryRows) -> HistoryRows:
+    """Rows as this device's ops read them: on the CPU, half-width vectors are widened, which costs
+    a pass over the unique items, not over the rows."""
+    return rows.widened() if rows.vector_ID.device.type == "cpu" else rows
 
 
 def _ops(floats: Tensor) -> ModuleType:

@@ -6,9 +6,10 @@ per row, V context codes (all fields' values on one axis), K kept rows, S = tota
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,13 +28,20 @@ class HistoryRows:
     """
 
     vector_ID: Float[Tensor, "I D"]
-    """Vectors of the unique items; gradients arrive here."""
+    """Vectors of the unique items; gradients arrive here. bfloat16 halves what a stored history
+    takes."""
     item_T: Int[Tensor, " T"]
     """Row of `vector_ID` of each history row."""
     code_TG: Int[Tensor, "T G"]
     """Columns on the V axis that each row switches on, one per context field."""
     time_T: Int[Tensor, " T"]
     """Event time, UTC milliseconds."""
+
+    def widened(self) -> HistoryRows:
+        """The same rows with vectors of float32, if they are stored in half the width."""
+        if self.vector_ID.dtype != torch.bfloat16:
+            return self
+        return replace(self, vector_ID=self.vector_ID.float())
 
     def without_context(self) -> HistoryRows:
         """Return the same rows with no codes."""
