@@ -31,8 +31,11 @@ def test_replayed_samples_have_offline_logits(tmp_path, backbone: str) -> None:
         {"options": {"use_msa": False, "use_fsa": False}},
         {"search_table": "own"},
         {"products": True},
+        {"options": {"recent_queries": 3}},
+        {"search_metric": "cosine"},
+        {"history_vectors": "bfloat16"},
     ],
-    ids=["raw", "csa-only", "own-search", "products"],
+    ids=["raw", "csa-only", "own-search", "products", "recent", "cosine", "half-width"],
 )
 def test_variants_of_the_pyramid_too(tmp_path, settings: dict) -> None:
     assert_parity(tmp_path, make_world(tmp_path, "lap", **settings))

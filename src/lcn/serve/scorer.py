@@ -7,7 +7,6 @@ fields, R request fields, P profile fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcn.backbones.base import Level, Query
+from lcn.backbones.base import Level
 from lcn.data.batch import Batch, Rows
-from lcn.model import Embedded
+from lcn.model import Embedded, Model
 from lcn.serve.bundle import Bundle
 from lcn.serve.store.base import Change, Limits, Stored
 from lcn.serve.store.records import Records
@@ -81,13 +80,7 @@ class Scorer:
         self._offsets_G = self._model.context_offsets_G.numpy()
         unknown_1F = torch.ones(1, bundle.item_IF.shape[1], dtype=torch.int32)
         item_IF = torch.cat([bundle.item_IF, unknown_1F])
-        search = self._model.search_item
-        with torch.no_grad():
-            self._table = ItemTable(
-                _encode(self._model.item, item_IF),
-                None if search is None else _encode(search, item_IF),
-                item_IF,
-            )
+        self._table = _item_table(self._model, item_IF)
         # A user's records are cut by the store; here only its count limit matters.
         self._limit = max(limits.count(8 * (5 + len(fields))), 1)
 
@@ -129,16 +122,8 @@ class Scorer:
     def score(self, view: View, request: Request, *, levels: bool = False) -> Scores:
         """Score candidates against a view."""
         with torch.inference_mode():
-            address_C = torch.from_numpy(request.address_C.astype(np.int64))
-            batch = self._batch(view, request)
-            table = self._table
-            query = Query(
-                table.vector_ID[address_C],
-                table.item_IF[address_C],
-                batch.time_C,
-                batch.user_of_C,
-                None if table.search_ID is None else table.search_ID[address_C],
-            )
+            batch, table = self._batch(view, request), self._table
+            query = self._model.query(batch, table.vector_ID, table.search_ID)
             parts = Embedded(view.source.history(), view.target.rows, query, table.vector_ID[:0])
             output = self._model.score(batch, parts, view.encoded, levels=levels)
             return Scores(output.logit_C.numpy(), output.interest.levels)
@@ -171,14 +156,14 @@ class Scorer:
         )
         zero_C = torch.zeros(count, dtype=torch.int64)
         return Batch(
-            item_IF=self._table.item_IF[:0],
+            item_IF=self._table.item_IF,
             address_I=zero_C[:0],
-            source=_no_rows(view.source),
-            target=_no_rows(view.target),
+            source=_plain(view.source),
+            target=_plain(view.target),
             lifelong_C2=_newest(source_end, self._lifelong, count),
             short_source_C2=_newest(source_end, self._short, count),
             short_target_C2=_newest(target_end, self._short, count),
-            candidate_C=zero_C,
+            candidate_C=torch.from_numpy(request.address_C.astype(np.int64)),
             candidate_CA=torch.from_numpy(request.candidate_CA),
             context_CR=torch.from_numpy(np.tile(request.context_R, (count, 1))),
             time_C=torch.full((count,), request.moment),
@@ -231,11 +216,27 @@ def _newest(end: int, longest: int, count: int) -> Tensor:
     return torch.tensor([[max(end - longest, 0), end]]).repeat(count, 1)
 
 
-def _no_rows(view: DomainView) -> Rows:
-    rows = view.rows
-    return Rows(rows.item_T, rows.code_TG, rows.time_T, torch.tensor([0, len(view)]))
+def _plain(view: DomainView) -> Rows:
+    """Rows that name their items by address: the axis of the catalogue's vectors."""
+    address_T = torch.from_numpy(view.address_T)
+    return Rows(address_T, view.rows.code_TG, view.rows.time_T, torch.tensor([0, len(view)]))
 
 
-def _encode(encoder: torch.nn.Module, item_IF: Tensor) -> Tensor:
-    parts: Iterable[Tensor] = (encoder(part) for part in item_IF.split(_CHUNK))
-    return torch.cat(list(parts)).contiguous()
+@torch.no_grad()
+def _item_table(model: Model, item_IF: Tensor) -> ItemTable:
+    """Vectors of every item, as candidates and as histories read them."""
+    vectors, searches = [], []
+    for part_IF in item_IF.split(_CHUNK):
+        vector_ID, search_ID, _ = model.item_vectors(part_IF)
+        vectors.append(vector_ID)
+        searches.append(search_ID)
+    vector_ID, search_ID = torch.cat(vectors), None
+    if searches[0] is not None:
+        search_ID = torch.cat(searches)
+    return ItemTable(
+        vector_ID,
+        search_ID,
+        model.stored(vector_ID),
+        None if search_ID is None else model.stored(search_ID),
+        item_IF,
+    )

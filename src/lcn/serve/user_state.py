@@ -27,8 +27,12 @@ class ItemTable:
     """Vectors and fields of every item of a model version; the last row is the unknown item."""
 
     vector_ID: Tensor
+    """As candidates are read."""
     search_ID: Tensor | None
-    """Of the search table, where it is one of its own."""
+    """What search ranks candidates by, where it is not the same."""
+    stored_ID: Tensor
+    """As histories are read (half as wide, if the model says so)."""
+    stored_search_ID: Tensor | None
     item_IF: Tensor
 
 
@@ -92,10 +96,10 @@ class DomainRows:
         unique_I, self._slot_T[:count] = np.unique(address_T, return_inverse=True)
         slots = len(unique_I) + room - count
         address_I = torch.from_numpy(unique_I.astype(np.int64))
-        self._vector_ID = _with_room(table.vector_ID, address_I, slots)
+        self._vector_ID = _with_room(table.stored_ID, address_I, slots)
         self._search_ID = None
-        if table.search_ID is not None:
-            self._search_ID = _with_room(table.search_ID, address_I, slots)
+        if table.stored_search_ID is not None:
+            self._search_ID = _with_room(table.stored_search_ID, address_I, slots)
         self._item_IF = _with_room(table.item_IF, address_I, slots)
         self._slots = len(unique_I)
         self._count = count
@@ -112,9 +116,9 @@ class DomainRows:
         self._code_TG[at] = code_G
         # A slot of its own: finding the item's would cost more than its vector, and the next
         # rebuild shares them again.
-        self._vector_ID[slot] = self._table.vector_ID[address]
-        if self._search_ID is not None and self._table.search_ID is not None:
-            self._search_ID[slot] = self._table.search_ID[address]
+        self._vector_ID[slot] = self._table.stored_ID[address]
+        if self._search_ID is not None and self._table.stored_search_ID is not None:
+            self._search_ID[slot] = self._table.stored_search_ID[address]
         self._item_IF[slot] = self._table.item_IF[address]
         self._last, self._count, self._slots = data, at + 1, slot + 1
         return True
