@@ -31,10 +31,10 @@ def live(folder: Path, *bundles: Path, **settings) -> Iterator[tuple[Running, Cl
     store = settings.pop("open_store", None)
     tokens = settings.pop("tokens", None)
     base = {"port": 0, "data_dir": str(folder / "data"), "durability": "everysec",
-            "deadline_ms": 5000.0, "audit_s": 0.0}  # fmt: skip
+            "deadline_ms": 20000.0, "audit_s": 0.0}  # fmt: skip
     config = ServeConfig(**{**base, **settings})
     running = open_server(config, bundles, token_file=tokens, store=store)
-    with background(running) as url, Client(url) as client:
+    with background(running) as url, Client(url, timeout=60) as client:
         client.url = url  # type: ignore[attr-defined]
         yield running, client
 

@@ -19,7 +19,7 @@ from lcn.data.batch import Batch, Rows
 from lcn.model import Embedded, Model
 from lcn.serve.bundle import Bundle
 from lcn.serve.store.base import Change, Limits, Stored
-from lcn.serve.store.records import Records
+from lcn.serve.store.records import KNOWN, TIME, Records
 from lcn.serve.user_state import (
     DomainRows,
     DomainView,
@@ -134,19 +134,21 @@ class Scorer:
         return self.view(self.build(Stored(0, nothing, nothing)), 0)
 
     def warm_up(self) -> None:
-        """Compile or load what the first request would otherwise wait for."""
-        nothing = np.empty((0, 5 + len(self._fields)), ">u8")
-        one = np.zeros((1, 5 + len(self._fields)), ">u8")
+        """Compile or load what the first requests would otherwise wait for: short and long
+        histories, few and many candidates, take different kernels."""
         fields = self.bundle.manifest.dataset
-        request = Request(
-            np.zeros(1, np.int32),
-            np.ones((1, len(fields.candidate_fields)), np.int32),
-            np.ones(len(fields.request_context), np.int32),
-            np.ones(len(fields.profile_fields), np.int32),
-            1,
-        )
-        for records in (nothing, one):
-            self.score(self.view(self.build(Stored(0, records, records)), 0), request)
+        for rows, candidates in ((0, 1), (1, 1), (min(self._lifelong, 512), 128)):
+            records = np.zeros((rows, 5 + len(self._fields)), ">u8")
+            records[:, TIME] = records[:, KNOWN] = np.arange(rows)
+            view = self.view(self.build(Stored(0, records, records)), 0)
+            request = Request(
+                np.arange(candidates, dtype=np.int32) % len(self._table.item_IF),
+                np.ones((candidates, len(fields.candidate_fields)), np.int32),
+                np.ones(len(fields.request_context), np.int32),
+                np.ones(len(fields.profile_fields), np.int32),
+                rows + 1,
+            )
+            self.score(view, request)
 
     def _batch(self, view: View, request: Request) -> Batch:
         """The request as the collator lays a batch out; the rows are in the view already."""
