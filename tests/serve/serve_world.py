@@ -15,7 +15,8 @@ from lcn.data.batch import Batch
 from lcn.data.dataset import Dataset
 from lcn.data.loader import BatchConfig
 from lcn.model import Model, ModelConfig
-from lcn.serve.bundle import BundleParts, canary_batch, write_bundle
+from lcn.serve.bundle import BundleParts, write_bundle
+from lcn.serve.canary import canary_batch
 from lcn.serve.names import read_names
 
 BATCH = BatchConfig(size=64, lifelong=20, short=5)

@@ -5,31 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
 
 import numpy as np
-import orjson
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import HTMLResponse, Response
 
 from lcn import __version__
 from lcn.serve import problems
-from lcn.serve.auth import Scope, Tokens
 from lcn.serve.explain import describe, explain
-from lcn.serve.ingest import Ingest
-from lcn.serve.limits import STARTED, Limits
-from lcn.serve.metrics import ServerMetrics
-from lcn.serve.ranker import Candidate, Job, Ranked, Ranker
-from lcn.serve.registry import Registry, Version, bundle_path
+from lcn.serve.limits import Limits
+from lcn.serve.oip import infer_router, oip_router
+from lcn.serve.parts import FastRoute, Parts, allowed, as_json, probabilities, rank
+from lcn.serve.ranker import Candidate, Job, Ranked
+from lcn.serve.registry import Version, bundle_path
 from lcn.serve.settings import ServeConfig
-from lcn.serve.store.base import BehaviourStore
 from lcn.serve.store.records import Event
 from lcn.serve.wire import (
     DeleteAnswer,
@@ -61,39 +54,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the interface stands on."""
-
-    config: ServeConfig
-    store: BehaviourStore
-    registry: Registry
-    ranker: Ranker
-    ingest: Ingest
-    metrics: ServerMetrics
-    tokens: Tokens | None
-    ready: Callable[[], bool]
-    users: Callable[[str, int], list[str]]
-    """Users to pick from, by prefix."""
-
-
-class _FastRoute(APIRoute):
-    """Bodies are parsed by orjson, which refuses NaN and deep nesting."""
-
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            return await handle(_FastRequest(request.scope, request.receive))
-
-        return handler  # type: ignore[return-value]
-
-
-class _FastRequest(Request):
-    async def json(self) -> Any:
-        return orjson.loads(await self.body())
-
-
 def build_app(parts: Parts) -> FastAPI:
     """Make the ASGI application."""
     app = FastAPI(
@@ -107,11 +67,11 @@ def build_app(parts: Parts) -> FastAPI:
     )
     app.state.metrics = parts.metrics
     problems.install(app)
-    from lcn.serve.oip import oip_router
-
-    app.include_router(_native(parts))
+    app.include_router(_ranking(parts))
+    app.include_router(_people(parts))
     app.include_router(_models(parts))
     app.include_router(oip_router(parts))
+    app.include_router(infer_router(parts))
     app.include_router(_pages(parts))
     app.openapi = lambda: _openapi(app, parts.config)  # type: ignore[method-assign]
     app.add_middleware(
@@ -124,66 +84,8 @@ def build_app(parts: Parts) -> FastAPI:
     return app
 
 
-_BEARER = HTTPBearer(auto_error=False, description="a token: rank, ingest or admin")
-_CHALLENGE = {"WWW-Authenticate": "Bearer"}
-
-
-def allowed(parts: Parts, scope: Scope) -> Any:
-    """A dependency: the request may do what a scope allows."""
-
-    async def check(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-    ) -> None:
-        if parts.tokens is None:
-            return
-        if given is None:
-            raise HTTPException(401, "give a token: Authorization: Bearer ...", _CHALLENGE)
-        verdict = parts.tokens.verdict(scope, given.credentials)
-        if verdict == "unknown":
-            raise HTTPException(401, "this token is not known", _CHALLENGE)
-        if verdict == "other scope":
-            raise HTTPException(403, f"this token is not of scope {scope!r}")
-
-    return Depends(check)
-
-
-async def rank(parts: Parts, http: Request, version: Version, job: Job, limit_ms: float) -> Ranked:
-    """Rank within a deadline counted from the request's arrival; stop when the client leaves."""
-    watch = None
-    if parts.ranker.pending >= 1:
-        watch = asyncio.create_task(_watch(http, job))
-    try:
-        return await parts.ranker.rank(job, version, http.scope[STARTED] + limit_ms / 1000)
-    finally:
-        if watch is not None:
-            watch.cancel()
-
-
-async def _watch(http: Request, job: Job) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-    job.cancelled = True
-
-
-def as_json(body: Any, headers: dict[str, str] | None = None) -> Response:
-    """A body that orjson can write."""
-    return Response(
-        orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY),
-        media_type="application/json",
-        headers=headers,
-    )
-
-
-def probabilities(logit_C: np.ndarray) -> list[float]:
-    """sigmoid, in double precision."""
-    wide = logit_C.astype(np.float64)
-    return np.where(
-        wide >= 0, 1 / (1 + np.exp(-np.abs(wide))), 1 - 1 / (1 + np.exp(-np.abs(wide)))
-    ).tolist()
-
-
-def _native(parts: Parts) -> APIRouter:
-    router = APIRouter(prefix="/v1", route_class=_FastRoute)
+def _ranking(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/v1", route_class=FastRoute)
 
     @router.post("/rank", response_model=RankAnswer, dependencies=[allowed(parts, "rank")])
     async def rank_candidates(body: RankRequest, http: Request) -> Response:
@@ -231,29 +133,6 @@ def _native(parts: Parts) -> APIRouter:
             }
         )
 
-    admin = [allowed(parts, "admin")]
-
-    @router.get("/users/{user:path}/state", response_model=StateAnswer, dependencies=admin)
-    async def user_state(
-        user: Annotated[Key, Path()], model: Annotated[Word | None, Query()] = None
-    ) -> Response:
-        """What is kept of a user, in words."""
-        version = parts.registry.get(model)
-        return as_json(await asyncio.to_thread(_state_answer, parts, version, user))
-
-    @router.delete("/users/{user:path}/state", response_model=DeleteAnswer, dependencies=admin)
-    async def delete_user(user: Annotated[Key, Path()]) -> Response:
-        """Remove everything kept of a user."""
-        return as_json({"deleted": await parts.ingest.delete(user)})
-
-    @router.get("/users", response_model=UsersAnswer, dependencies=admin)
-    async def list_users(
-        prefix: Annotated[str, Query(max_length=64)] = "",
-        count: Annotated[int, Query(ge=1, le=200)] = 50,
-    ) -> Response:
-        """Users with events whose key starts with a text."""
-        return as_json({"users": await asyncio.to_thread(parts.users, prefix, count)})
-
     @router.get("/items", response_model=list[ItemAnswer], dependencies=[allowed(parts, "rank")])
     async def some_items(
         count: Annotated[int, Query(ge=1, le=200)] = 20,
@@ -273,8 +152,36 @@ def _native(parts: Parts) -> APIRouter:
     return router
 
 
+def _people(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/v1/users", route_class=FastRoute)
+    admin = [allowed(parts, "admin")]
+
+    @router.get("/{user:path}/state", response_model=StateAnswer, dependencies=admin)
+    async def user_state(
+        user: Annotated[Key, Path()], model: Annotated[Word | None, Query()] = None
+    ) -> Response:
+        """What is kept of a user, in words."""
+        version = parts.registry.get(model)
+        return as_json(await asyncio.to_thread(_state_answer, parts, version, user))
+
+    @router.delete("/{user:path}/state", response_model=DeleteAnswer, dependencies=admin)
+    async def delete_user(user: Annotated[Key, Path()]) -> Response:
+        """Remove everything kept of a user."""
+        return as_json({"deleted": await parts.ingest.delete(user)})
+
+    @router.get("", response_model=UsersAnswer, dependencies=admin)
+    async def list_users(
+        prefix: Annotated[str, Query(max_length=64)] = "",
+        count: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> Response:
+        """Users with events whose key starts with a text."""
+        return as_json({"users": await asyncio.to_thread(parts.users, prefix, count)})
+
+    return router
+
+
 def _models(parts: Parts) -> APIRouter:
-    router = APIRouter(prefix="/v1/models", route_class=_FastRoute)
+    router = APIRouter(prefix="/v1/models", route_class=FastRoute)
 
     @router.get("", response_model=list[ModelAnswer], dependencies=[allowed(parts, "rank")])
     async def list_models() -> Response:

@@ -35,24 +35,18 @@ from torch import Tensor
 from lcn import __version__
 from lcn.data.batch import Batch
 from lcn.data.cache import sha256_of
-from lcn.data.dataset import Dataset
-from lcn.data.loader import BatchConfig, Collator, user_order
+from lcn.data.loader import BatchConfig
 from lcn.errors import CheckpointError, DataError, ServeError
-from lcn.evaluate.metrics import auc
 from lcn.model import Model, ModelConfig
-from lcn.schema import SPLITS, Manifest
+from lcn.schema import Manifest
+from lcn.serve.canary import CANARY_TOLERANCE, canary_auc, canary_batch, check_canary, flatten
 from lcn.serve.catalogue import Catalogue
-from lcn.serve.flat_batch import flatten, unflatten
 from lcn.serve.names import Names, read_names
 from lcn.train.checkpoint import load_weights
 from lcn.train.run import open_run
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-CANARY_ROWS = 256
-CANARY_TOLERANCE = 1e-4
-"""Of a logit; other processors add in another order."""
-CANARY_AUC_LOSS = 0.002
 
 
 class _Record(BaseModel):
@@ -170,15 +164,6 @@ def export_run(
     return write_bundle(Path(folder), parts, version)
 
 
-def canary_batch(dataset: Dataset, config: BatchConfig) -> Batch:
-    """Impressions of few users, the newest days first, as the model sees them."""
-    for split in reversed(SPLITS):
-        order = user_order(np.asarray(dataset.samples[split].user_S))[:CANARY_ROWS]
-        if len(order):
-            return Collator(dataset, split, config)(order)
-    raise ServeError(f"{dataset.folder} has no impressions to check a bundle with")
-
-
 def write_bundle(folder: Path, parts: BundleParts, version: str | None = None) -> BundleManifest:
     """Write a bundle atomically; see `export_run` for what is raised."""
     for word in (parts.name, version or "v"):
@@ -249,7 +234,7 @@ def _fill(partial: Path, parts: BundleParts, version: str | None) -> BundleManif
         canary=CanaryFacts(
             rows=len(parts.canary),
             tolerance=CANARY_TOLERANCE,
-            auc=_auc(logit_C, parts.canary.label_C),
+            auc=canary_auc(logit_C, parts.canary.label_C),
         ),
         files=files,
     )
@@ -321,7 +306,7 @@ def load_bundle(folder: Path | str) -> Bundle:
         tables["user_UP"],
         Catalogue(manifest.dataset, names),
     )
-    _check_canary(bundle)
+    check_canary(model, folder, manifest.canary.tolerance, manifest.canary.auc)
     return bundle
 
 
@@ -374,33 +359,6 @@ def _check_tables(
                 raise CheckpointError(
                     f"{folder}: {name}.{field.name} has indices outside 0..{field.size - 1}"
                 )
-
-
-def _check_canary(bundle: Bundle) -> None:
-    facts, where = bundle.manifest.canary, bundle.folder
-    try:
-        tensors = load_file(where / "canary.safetensors")
-        expected_C = tensors.pop("logit_C")
-        batch = unflatten(tensors)
-        with torch.inference_mode():
-            logit_C = bundle.model(batch).logit_C
-    except (OSError, SafetensorError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: the canary cannot be scored: {error}") from error
-    worst = float((logit_C - expected_C).abs().max()) if len(expected_C) else 0.0
-    if logit_C.shape != expected_C.shape or not worst <= facts.tolerance:
-        raise CheckpointError(
-            f"{where}: the canary's logits are off by {worst:.2g} (at most {facts.tolerance:g}): "
-            "these parameters are not those that were exported"
-        )
-    found = _auc(logit_C, batch.label_C)
-    if facts.auc is not None and (found is None or found < facts.auc - CANARY_AUC_LOSS):
-        raise CheckpointError(f"{where}: the canary's AUC is {found}, was {facts.auc:.4f}")
-
-
-def _auc(logit_C: Tensor, label_C: Tensor) -> float | None:
-    if len(set(label_C.tolist())) < 2:
-        return None
-    return float(auc(logit_C.double().numpy(), label_C.numpy()))
 
 
 def _version_of(files: dict[str, FileFacts], config: ModelConfig) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from lcn import __version__
-from lcn.serve.app import Parts, _FastRoute, allowed, as_json, probabilities, rank
+from lcn.serve.parts import FastRoute, Parts, allowed, as_json, probabilities, rank
 from lcn.serve.problems import problem
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import UnknownModel, Version
@@ -127,8 +127,8 @@ class ModelReady(BaseModel):
 
 
 def oip_router(parts: Parts) -> APIRouter:
-    """The routes under /v2."""
-    router = APIRouter(prefix="/v2", route_class=_FastRoute)
+    """The routes under /v2 that tell."""
+    router = APIRouter(prefix="/v2", route_class=FastRoute)
     can_rank = [allowed(parts, "rank")]
 
     @router.get("", response_model=ServerMetadata)
@@ -173,6 +173,14 @@ def oip_router(parts: Parts) -> APIRouter:
     ) -> Response:
         """Whether a version serves."""
         return as_json({"name": parts.registry.get(model, version).name, "ready": True})
+
+    return router
+
+
+def infer_router(parts: Parts) -> APIRouter:
+    """The routes that rank."""
+    router = APIRouter(prefix="/v2", route_class=FastRoute)
+    can_rank = [allowed(parts, "rank")]
 
     @router.post("/models/{model}/infer", response_model=InferAnswer, dependencies=can_rank)
     async def infer(body: InferRequest, http: Request, model: Annotated[Word, Path()]) -> Response:

@@ -21,11 +21,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from lcn.errors import LcnError, ServeError
-from lcn.serve.app import Parts, build_app
+from lcn.serve.app import build_app
 from lcn.serve.auth import tokens_for
 from lcn.serve.bundle import Bundle, BundleManifest, load_bundle
 from lcn.serve.ingest import Ingest
 from lcn.serve.metrics import ServerMetrics
+from lcn.serve.parts import Parts
 from lcn.serve.ranker import Ranker
 from lcn.serve.registry import Registry
 from lcn.serve.settings import ServeConfig
