@@ -184,7 +184,10 @@ def serving(
             yield process, int(line.rstrip().rpartition(":")[2])
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its store is thrown away anyway
 
 
 def warm(grid: ServeGrid, port: int) -> None:

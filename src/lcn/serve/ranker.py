@@ -119,7 +119,9 @@ class Ranker:
         self._lock = threading.Lock()
         self.pending = 0
         self.service_s = 0.0
-        """Running mean of what a request takes once it runs."""
+        """Running mean of what a request takes once it runs ..."""
+        self.spread_s = 0.0
+        """... and of how far one is from it."""
         self.draining = False
 
     async def rank(
@@ -180,7 +182,8 @@ class Ranker:
         wait = self.pending / self._workers * self.service_s
         if self.pending >= self._queue:
             raise Overloaded("queue", max(1, math.ceil(wait)))
-        if self.pending >= self._workers and wait + self.service_s > left:
+        # One that is let in and comes late costs those behind it, so doubt turns it away.
+        if self.pending >= self._workers and wait + self.service_s + 2 * self.spread_s > left:
             raise Overloaded("deadline")
 
     def _done(self, work: asyncio.Future[Ranked]) -> None:
@@ -197,7 +200,10 @@ class Ranker:
     ) -> Ranked:
         started = clock()
         self._metrics.stage.labels("queue").observe(started - queued)
-        if started > deadline or job.cancelled:
+        # What waited and is now unlikely to be in time is not begun; what did not wait always is,
+        # or a wrong idea of the time it takes would never be corrected.
+        hopeless = started - queued > 0.001 and started + self.service_s > deadline
+        if hopeless or started > deadline or job.cancelled:
             raise Late("queue")
         now = time.time_ns() // 1_000_000
         moment = now + 1 if job.moment is None else job.moment
@@ -216,6 +222,7 @@ class Ranker:
         spent = clock() - started
         self._metrics.stage.labels("score").observe(clock() - ready)
         with self._lock:
+            self.spread_s += (abs(spent - self.service_s) - self.spread_s) * 0.05
             self.service_s += (spent - self.service_s) * (0.05 if self.service_s else 1.0)
         return Ranked(
             scores.logit_C, version, view.version, 1000 * age, degraded, unknown, view, moment,
