@@ -10,11 +10,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/pip install --quiet torch==2.13.0 -c constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[report]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[report,serve]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[report,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[report,serve,dev]'
 	touch $@
 
 demo: install

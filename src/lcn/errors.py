@@ -20,6 +20,14 @@ class CheckpointError(LcnError):
     """A checkpoint or bundle is damaged or belongs to another model or dataset."""
 
 
+class StoreError(LcnError):
+    """The behaviour store is damaged, full, unreachable or made for other fields."""
+
+
+class ServeError(LcnError):
+    """A server cannot start or a request to it failed."""
+
+
 class TrainingError(LcnError):
     """Training had to stop; the parameters are those before the offending step."""
 

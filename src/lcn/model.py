@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lcn import ops
@@ -231,18 +231,18 @@ class Model(nn.Module):
 
     def embed(self, batch: Batch) -> Embedded:
         """Join a batch's rows and candidates with their item vectors."""
-        item_ID, search_ID, contrasted_ID = self._item_vectors(batch)
-        stored_ID = self._stored(item_ID)
+        item_ID, search_ID, contrasted_ID = self.item_vectors(batch.item_IF)
+        stored_ID = self.stored(item_ID)
         history = History(
             self.history(batch.source, stored_ID),
             batch.source.offsets_U1,
             batch.item_IF,
-            None if search_ID is None else self._stored(search_ID),
+            None if search_ID is None else self.stored(search_ID),
         )
         target = self.history(batch.target, stored_ID)
         return Embedded(history, target, self.query(batch, item_ID, search_ID), contrasted_ID)
 
-    def _stored(self, vector_ID: Float[Tensor, "I D"]) -> Float[Tensor, "I D"]:
+    def stored(self, vector_ID: Float[Tensor, "I D"]) -> Float[Tensor, "I D"]:
         """Vectors as histories keep them; on the CPU training computes with the rounded values in
         full width, so that all ops share one gradient."""
         if self.config.history_vectors == "float32":
@@ -293,12 +293,14 @@ class Model(nn.Module):
         total_CD = torch.einsum("cnd,cn->cd", vector_CND, mask_CN.to(vector_CND.dtype))
         return total_CD / mask_CN.sum(1, keepdim=True).clamp(min=1)
 
-    def _item_vectors(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+    def item_vectors(
+        self, item_IF: Int[Tensor, "I F"]
+    ) -> tuple[Float[Tensor, "I D"], Float[Tensor, "I D"] | None, Float[Tensor, "I D"]]:
         """The items' vectors for the model, for its search (None: the same) and for objectives."""
-        item_ID = ops.share_gradient(self.item(batch.item_IF))
+        item_ID = ops.share_gradient(self.item(item_IF))
         search_ID = None
         if self.search_item is not None:
-            search_ID = ops.share_gradient(self.search_item(batch.item_IF))
+            search_ID = ops.share_gradient(self.search_item(item_IF))
         if search_ID is None or not self._search_moves:
             contrasted_ID = item_ID
             if self.config.stop_gradient == "main":

@@ -75,6 +75,18 @@ def _demo() -> click.Command:
     return demo
 
 
+def _export() -> click.Command:
+    from lcn.cli.serve import export
+
+    return export
+
+
+def _serve() -> click.Command:
+    from lcn.cli.serve import serve
+
+    return serve
+
+
 def _bench() -> click.Command:
     from lcn.cli.bench import bench
 
@@ -100,6 +112,8 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "evaluate": ("Measure a trained run, with intervals.", _evaluate),
     "predict": ("Write a run's click probabilities.", _predict),
     "compare": ("Compare runs, pair by pair.", _compare),
+    "export": ("Make a bundle of a trained run, for serving.", _export),
+    "serve": ("Rank over HTTP with lifelong histories.", _serve),
     "experiment": ("The paper's tables and figures on your data.", _experiment),
     "diagnose": ("Would lifelong cross-domain modelling pay on this log?", _diagnose),
     "consistency": ("Does search find what attention wants?", _consistency),

@@ -167,6 +167,60 @@ def score(**options: Any) -> None:
 
 
 @bench.command()
+@_lists("--backbone", default="lap,sim_soft", choices=NAMES, help="Models of one server.")
+@click.option("--n", default=2000, show_default=True, type=click.IntRange(min=1))
+@click.option("--candidates", default=100, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--items", default=100_000, show_default=True, type=click.IntRange(min=2))
+@click.option("--users", default=40, show_default=True, type=click.IntRange(min=4))
+@click.option("--load", default="0.5", show_default=True, help="Shares of saturation: 0.5,2")
+@click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(min=0.5))
+@click.option("--workers", default=0, show_default=True, help="Scoring threads; 0: per processor.")
+@click.option("--deadline", default=100.0, show_default=True, help="Milliseconds.")
+@click.option("--json", "as_json", is_flag=True, help="One record a line.")
+def serve(**options: Any) -> None:
+    """A server under open-loop load, its models in turns: latency from the planned departure."""
+    from lcn.cli.serve import installed
+
+    with installed():
+        from lcn.bench.serve import ServeGrid, run
+    try:
+        loads = tuple(float(part) for part in options["load"].split(","))
+    except ValueError as error:
+        raise click.BadParameter("give numbers: 0.5,2", param_hint="--load") from error
+    grid = ServeGrid(
+        backbones=_flat(options["backbone"]),
+        n=options["n"],
+        candidates=options["candidates"],
+        items=options["items"],
+        users=options["users"],
+        seconds=options["seconds"],
+        loads=loads,
+        workers=options["workers"],
+        deadline_ms=options["deadline"],
+    )
+    table = Table("load", "model")
+    for name in ("planned/s", "good/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "away", "late"):
+        table.add_column(name, justify="right")
+    for record in run(grid, _tell):
+        if options["as_json"]:
+            click.echo(json.dumps(asdict(record)))
+            continue
+        rates = (f"{record.planned_per_s:.0f}", f"{record.goodput_per_s:.0f}")
+        for m in record.models:
+            times = (f"{x:.1f}" for x in (m.p50_ms, m.p90_ms, m.p99_ms, m.max_ms))
+            ends = (f"{record.turned_away}", f"{record.late}")
+            table.add_row(f"{record.load:g}", m.model, *rates, *times, *ends)
+        if record.lap_minus_sim_p50_ms is not None and record.lap_minus_sim_p50_ms_interval:
+            low, high = record.lap_minus_sim_p50_ms_interval
+            click.echo(
+                f"load {record.load:g}: LAP minus SIM-soft p50 {record.lap_minus_sim_p50_ms:+.2f} "
+                f"ms ({low:+.2f} to {high:+.2f}), p99 {record.lap_minus_sim_p99_ms:+.2f} ms"
+            )
+    if not options["as_json"]:
+        result_console().print(table)
+
+
+@bench.command()
 @click.option("--events", default=10_000_000, show_default=True, type=click.IntRange(min=1))
 @click.option("--impressions", default=500_000, show_default=True, type=click.IntRange(min=1))
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))

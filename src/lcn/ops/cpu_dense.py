@@ -57,7 +57,7 @@ def fits(task: Task) -> bool:
     if len(task.time_C) and not bool((task.time_C == task.time_C[0]).all()):
         return False
     if task.listed:
-        return len(task.vector_ID) * candidates <= _PER_ROW * len(task.row_L)
+        return 0 < len(task.vector_ID) * candidates <= _PER_ROW * len(task.row_L)
     plain = not task.bias_QV.shape[1]
     return plain and span[0, 1] > span[0, 0] and bool((span == span[0]).all())
 

@@ -70,7 +70,9 @@ def bucket_codes(
 
 def value_codes(value_I: Int[Tensor, " I"]) -> UInt8[Tensor, "I Y"]:
     """Field values as codes of four bytes, so that equal codes mean equal values."""
-    return value_I.to(torch.int32).contiguous().view(torch.uint8).unflatten(0, (-1, 4))
+    # A column of one row counts as contiguous whatever its stride, and `view` then refuses it.
+    code_I = value_I.new_empty(len(value_I), dtype=torch.int32).copy_(value_I)
+    return code_I.view(torch.uint8).unflatten(0, (len(code_I), 4))
 
 
 @torch.no_grad()

@@ -1,0 +1,126 @@
+"""The outermost layer: body size, media type, slow bodies, and how long answers take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lcn.serve.metrics import ServerMetrics
+from lcn.serve.problems import overloaded, problem
+from lcn.serve.ranker import Overloaded
+
+STARTED = "lcn.started"
+"""Where a request's arrival (monotonic seconds) stands in its scope."""
+
+
+class Limits:
+    """See the module.
+
+    Args:
+        app: what is protected.
+        metrics: counted here.
+        max_bytes: of a body.
+        timeout_s: for a whole body to arrive.
+        busy: why a ranking request would be turned away now, None when it would not.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ServerMetrics,
+        max_bytes: int,
+        timeout_s: float,
+        busy: Callable[[], Overloaded | None],
+    ) -> None:
+        self._app, self._metrics, self._busy = app, metrics, busy
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope[STARTED] = started = time.monotonic()
+        status = 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        refused = self._refuse(scope)
+        body: Message | None = None
+        if refused is None and scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            try:
+                body = await asyncio.wait_for(self._read(receive), self._timeout_s)
+            except TimeoutError:
+                refused = problem(408, f"the body did not arrive in {self._timeout_s:g} s")
+            if body is not None and len(body["body"]) > self._max_bytes:
+                refused = problem(413, f"a body has at most {self._max_bytes} bytes")
+        if refused is not None:
+            refused.headers["Connection"] = "close"
+            await refused(scope, receive, counted)
+        elif _ranks(scope) and (busy := self._busy()) is not None:
+            scope["route"] = _Path("/v1/rank" if scope["path"] == "/v1/rank" else "infer")
+            await overloaded(busy, self._metrics)(scope, receive, counted)
+        elif body is not None and body["type"] == "http.disconnect":
+            return
+        else:
+            await self._app(scope, _replay(body, receive), counted)
+        route = scope.get("route")
+        endpoint = getattr(route, "path", "other")
+        self._metrics.requests.labels(endpoint, str(status)).inc()
+        self._metrics.seconds.labels(endpoint).observe(time.monotonic() - started)
+
+    def _refuse(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._max_bytes:
+            return problem(413, f"a body has at most {self._max_bytes} bytes")
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            return problem(415, "compressed bodies are not taken")
+        has_body = length != b"0" or b"transfer-encoding" in headers
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if scope["method"] == "POST" and has_body and kind != b"application/json":
+            return problem(415, "a body is application/json")
+        return None
+
+    async def _read(self, receive: Receive) -> Message:
+        """The whole body, or a little more than the limit of it."""
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return {"type": "http.disconnect", "body": b""}
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_bytes or not message.get("more_body"):
+                return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """Stands for the route of a request that never reached one."""
+
+    path: str
+
+
+def _ranks(scope: Scope) -> bool:
+    path = scope["path"]
+    return scope["method"] == "POST" and (path == "/v1/rank" or path.endswith("/infer"))
+
+
+def _replay(body: Message | None, receive: Receive) -> Receive:
+    """Hand the body that was read to the application."""
+    waiting = [body] if body is not None else []
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed

@@ -1,0 +1,60 @@
+"""The texts behind a model's numbers, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lcn.errors import DataError
+
+Group = Literal["event", "request", "candidate", "profile"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Items, users and values of fields."""
+
+    items: pa.Table
+    """address, key, title; row = address, row 0 is padding."""
+    users: pa.Table
+    """address, key; row 0 is unknown."""
+    values: Mapping[tuple[Group, str], pa.Table]
+    """(group, field) -> value, index."""
+
+
+def read_names(folder: Path) -> Names:
+    """Read the names of a dataset folder or a bundle.
+
+    Raises:
+        DataError: a table is missing or damaged.
+    """
+    values = {}
+    try:
+        for group in GROUPS:
+            for path in sorted((folder / "vocabulary" / group).glob("*.parquet")):
+                values[group, path.stem] = pq.read_table(path, columns=["value", "index"])
+        items = pq.read_table(folder / "items.parquet", columns=["address", "key", "title"])
+        users = pq.read_table(folder / "users.parquet", columns=["address", "key"])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read the names in {folder}: {error}") from error
+    return Names(_by_address(items, folder), _by_address(users, folder), values)
+
+
+def _by_address(table: pa.Table, folder: Path) -> pa.Table:
+    """The table with a row for every address from 0; address 0 may be left out, it has no name."""
+    address = table["address"].to_numpy()
+    if len(address) and address[0] == 1:
+        empty = {field.name: pa.nulls(1, field.type) for field in table.schema}
+        empty["address"] = pa.array([0], table.schema.field("address").type)
+        table = pa.concat_tables([pa.table(empty, table.schema), table])
+        address = table["address"].to_numpy()
+    if not np.array_equal(address, np.arange(len(address))):
+        raise DataError(f"{folder}: addresses do not count up from 0; prepare the dataset again")
+    return table

@@ -1,0 +1,293 @@
+"""Whole requests, in time or not at all: a bounded queue, deadlines, and what is done without.
+
+A request that cannot be answered before its deadline is turned away at once rather than queued,
+so beyond saturation the server still does as much useful work as at its best.
+When a state is not at hand: rebuild it if there is time; else a stale one; else the short-term
+part; without the store a stale one, else no history at all. Each is named in the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lcn.backbones.base import Level
+from lcn.errors import StoreError
+from lcn.serve.metrics import ServerMetrics
+from lcn.serve.registry import Registry, Version
+from lcn.serve.scorer import Request
+from lcn.serve.store.base import BehaviourStore
+from lcn.serve.user_state import View
+
+Degraded = Literal["stale", "short", "prior"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An item to score, with its candidate-only fields."""
+
+    item: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Job:
+    """One request, as a client words it."""
+
+    user: str
+    candidates: Sequence[Candidate]
+    context: dict[str, str]
+    profile: dict[str, str] | None = None
+    """None takes the profile known from training."""
+    moment: int | None = None
+    """UTC milliseconds; None is now, with every event up to now."""
+    explain: int = 0
+    """So many candidates, the first ones, are explained."""
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """An answer."""
+
+    logit_C: NDArray[np.float32]
+    version: Version
+    state_version: int
+    state_age_ms: float
+    degraded: Degraded | None
+    unknown: tuple[int, ...]
+    """Places of candidates that the model does not know."""
+    view: View
+    moment: int
+    """UTC milliseconds; events known strictly before were seen."""
+    levels: tuple[Level, ...]
+
+
+class Overloaded(Exception):
+    """Turned away unserved; come again after some seconds."""
+
+    def __init__(self, reason: str, retry_after: int = 1) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after = reason, retry_after
+
+
+class Late(Exception):
+    """The deadline passed; `where` says in which stage."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
+
+
+class Ranker:
+    """See the module.
+
+    Args:
+        registry: the versions.
+        store: where histories are.
+        metrics: counted here.
+        workers: threads that score.
+        queue: requests that may wait or run.
+        stale_s: how old a state may be when the store does not answer.
+        short: events of the short-term part.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: BehaviourStore,
+        metrics: ServerMetrics,
+        *,
+        workers: int = 1,
+        queue: int = 64,
+        stale_s: float = 600.0,
+        short: int = 50,
+    ) -> None:
+        self._registry, self._store, self._metrics = registry, store, metrics
+        self._workers, self._queue = workers, queue
+        self._stale_s, self._short = stale_s, short
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rank")
+        self._lock = threading.Lock()
+        self.pending = 0
+        self.service_s = 0.0
+        """Running mean of what a request takes once it runs."""
+        self.draining = False
+
+    async def rank(
+        self,
+        job: Job,
+        version: Version,
+        deadline: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Ranked:
+        """Score a job before a deadline.
+
+        Args:
+            job: the request.
+            version: the model version that answers it.
+            deadline: monotonic seconds.
+            clock: monotonic seconds.
+
+        Raises:
+            Overloaded: no room in the queue, or no chance to be in time.
+            Late: the deadline passed.
+        """
+        self._admit(deadline - clock())
+        queued = clock()
+        with self._lock:
+            self.pending += 1
+        work = asyncio.get_running_loop().run_in_executor(
+            self._pool, self._work, job, version, queued, deadline, clock
+        )
+        work.add_done_callback(self._done)
+        try:
+            ranked = await work
+        except asyncio.CancelledError:
+            job.cancelled = True
+            raise
+        if clock() > deadline:
+            raise Late("score")
+        return ranked
+
+    def hopeless(self, left: float) -> Overloaded | None:
+        """Whether a request with so many seconds left would be turned away now.
+
+        Asked before a request is even parsed: at twice saturation, parsing what is then refused
+        would cost a fifth of the useful work.
+        """
+        try:
+            self._admit(left)
+        except Overloaded as refusal:
+            return refusal
+        return None
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _admit(self, left: float) -> None:
+        if self.draining:
+            raise Overloaded("draining")
+        wait = self.pending / self._workers * self.service_s
+        if self.pending >= self._queue:
+            raise Overloaded("queue", max(1, math.ceil(wait)))
+        if self.pending >= self._workers and wait + self.service_s > left:
+            raise Overloaded("deadline")
+
+    def _done(self, work: asyncio.Future[Ranked]) -> None:
+        with self._lock:
+            self.pending -= 1
+
+    def _work(
+        self,
+        job: Job,
+        version: Version,
+        queued: float,
+        deadline: float,
+        clock: Callable[[], float],
+    ) -> Ranked:
+        started = clock()
+        self._metrics.stage.labels("queue").observe(started - queued)
+        if started > deadline or job.cancelled:
+            raise Late("queue")
+        now = time.time_ns() // 1_000_000
+        moment = now + 1 if job.moment is None else job.moment
+        view, age, degraded = self._view(job.user, version, now, deadline - started)
+        ready = clock()
+        self._metrics.stage.labels("state").observe(ready - started)
+        request, unknown = self._request(job, version, moment)
+        scores = version.scorer.score(view, request)
+        if not bool(np.isfinite(scores.logit_C).all()):
+            self._metrics.nonfinite.inc()
+            raise ArithmeticError(f"model {version.name} {version.version} gave non-finite logits")
+        levels: tuple[Level, ...] = ()
+        if job.explain:
+            first = request.first(job.explain)
+            levels = version.scorer.score(view, first, levels=True).levels
+        spent = clock() - started
+        self._metrics.stage.labels("score").observe(clock() - ready)
+        with self._lock:
+            self.service_s += (spent - self.service_s) * (0.05 if self.service_s else 1.0)
+        return Ranked(
+            scores.logit_C, version, view.version, 1000 * age, degraded, unknown, view, moment,
+            levels,
+        )  # fmt: skip
+
+    def _view(
+        self, user: str, version: Version, now: int, left: float
+    ) -> tuple[View, float, Degraded | None]:
+        """The best view there is time for."""
+        cache = version.cache
+        try:
+            found = cache.find(user, now)
+            if not isinstance(found, int):
+                return found.view, found.age_s, None
+            if cache.counts.rebuild_seconds + self.service_s <= left:
+                built = cache.build(user, found, now)
+                return built.view, built.age_s, None
+            stale = self._stale(user, version, now)
+            if stale is not None:
+                return stale
+            scorer = version.scorer
+            stored = self._store.read(user, now, newest=self._short)
+            return scorer.view(scorer.build(stored), now), 0.0, self._note("short")
+        except StoreError:
+            self._metrics.store_errors.labels("read").inc()
+            stale = self._stale(user, version, now)
+            if stale is not None:
+                return stale
+            return version.scorer.empty(), 0.0, self._note("prior")
+
+    def _stale(
+        self, user: str, version: Version, now: int
+    ) -> tuple[View, float, Degraded | None] | None:
+        lease = version.cache.peek(user, now)
+        if lease is None or lease.age_s > self._stale_s:
+            return None
+        return lease.view, lease.age_s, self._note("stale")
+
+    def _note(self, reason: Degraded) -> Degraded:
+        self._metrics.degraded.labels(reason).inc()
+        return reason
+
+    def _request(self, job: Job, version: Version, moment: int) -> tuple[Request, tuple[int, ...]]:
+        """Translate the words of a job into the model's indices."""
+        bundle, catalogue = version.scorer.bundle, version.scorer.bundle.catalogue
+        manifest = version.manifest.dataset
+        address_C = np.fromiter(
+            (catalogue.address(each.item) for each in job.candidates), np.int32, len(job.candidates)
+        )
+        candidate_CA = np.ones((len(address_C), len(manifest.candidate_fields)), np.int32)
+        for place, known in enumerate(manifest.candidate_fields):
+            for row, each in enumerate(job.candidates):
+                value = each.fields.get(known.name)
+                candidate_CA[row, place] = catalogue.index("candidate", known.name, value)
+        context_R = np.array(
+            [
+                catalogue.index("request", known.name, job.context.get(known.name))
+                for known in manifest.request_context
+            ],
+            np.int32,
+        )
+        if job.profile is None:
+            profile_P = bundle.user_UP[catalogue.user(job.user)].numpy()
+        else:
+            fields = manifest.profile_fields
+            profile = job.profile
+            profile_P = np.array(
+                [catalogue.index("profile", each.name, profile.get(each.name)) for each in fields],
+                np.int32,
+            )
+        unknown = tuple(int(at) for at in np.flatnonzero(address_C == catalogue.items))
+        self._metrics.candidates.inc(len(address_C))
+        self._metrics.unknown_items.inc(len(unknown))
+        return Request(address_C, candidate_CA, context_R, profile_P, moment), unknown

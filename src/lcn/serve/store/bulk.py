@@ -1,0 +1,107 @@
+"""Bulk load of a prepared dataset: a server starts with the histories that a model was trained on.
+
+Records carry hashes of the texts in the logs, as live events do. A row's position within its
+user's history is its sequence, so equal times keep the dataset's order. A dataset does not keep
+when a row became known; the latest time so far of the user's rows is the earliest moment that fits
+their order, and equals it wherever events arrive in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lcn.data.dataset import Dataset, EventStore
+from lcn.schema import DOMAINS, Domain
+from lcn.serve.names import Names, read_names
+from lcn.serve.store.base import BehaviourStore
+from lcn.serve.store.records import CONTEXT, Packed, hash_texts
+
+_BATCH = 20_000
+
+
+def load_dataset(
+    store: BehaviourStore,
+    dataset: Dataset,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    names: Names | None = None,
+) -> int:
+    """Put every event of a dataset into a store; loading it again changes nothing.
+
+    Args:
+        store: its context fields must be among the dataset's.
+        dataset: opened.
+        tell: called with rows done and rows in all.
+        names: keys and vocabularies; default: those in the dataset's folder.
+
+    Returns:
+        How many events were stored.
+    """
+    names = names or read_names(dataset.folder)
+    keys = names.users["key"].to_pylist()
+    item_I = _hashes(names.items["key"].to_pylist())
+    sizes = {field.name: field.size for field in dataset.manifest.event_context}
+    value_GV = [_vocabulary(names.values["event", name], sizes[name]) for name in store.fields]
+    columns = [list(sizes).index(name) for name in store.fields]
+    total = sum(len(events.item_E) for events in dataset.events.values())
+    stored = done = 0
+    waiting: list[Packed] = []
+    for domain in DOMAINS:
+        events = dataset.events[domain]
+        for user in np.flatnonzero(np.diff(events.offsets_U)):
+            rows = slice(*(int(at) for at in events.offsets_U[user : user + 2]))
+            context = [value_GV[g][events.context_EG[rows, c]] for g, c in enumerate(columns)]
+            kept = max(rows.stop - rows.start - store.limits.events, 0)
+            records = _records(events, rows, item_I, context, domain)[kept:]
+            waiting += [Packed(keys[user], domain, record.tobytes()) for record in records]
+            done += rows.stop - rows.start
+            if len(waiting) >= _BATCH:
+                stored += _flush(store, waiting)
+                tell(done, total)
+    stored += _flush(store, waiting)
+    tell(total, total)
+    return stored
+
+
+def _records(
+    events: EventStore,
+    rows: slice,
+    item_I: NDArray[np.uint64],
+    context: list[NDArray[np.uint64]],
+    domain: Domain,
+) -> NDArray[np.uint64]:
+    time_E = np.asarray(events.time_E[rows])
+    sequence_E = np.arange(len(time_E))
+    out = np.empty((len(time_E), CONTEXT + len(context)), ">u8")
+    out[:, 0] = np.maximum.accumulate(time_E)
+    out[:, 1] = time_E
+    out[:, 2] = sequence_E
+    # Unlike any hash of a text, and the same when the dataset is loaded again.
+    out[:, 3] = (sequence_E * 2 + (domain == "source")).astype(np.uint64) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    out[:, 4] = item_I[events.item_E[rows]]
+    for place, column in enumerate(context):
+        out[:, CONTEXT + place] = column
+    return out
+
+
+def _vocabulary(table: pa.Table, size: int) -> NDArray[np.uint64]:
+    """Hash of every index of an event context field; 0 for padding and unknown."""
+    value_V = np.zeros(size, np.uint64)
+    value_V[table["index"].to_numpy()] = hash_texts([str(v) for v in table["value"].to_pylist()])
+    return value_V
+
+
+def _hashes(texts: list[str | None]) -> NDArray[np.uint64]:
+    known = hash_texts([text or "" for text in texts])
+    return np.where([text is not None for text in texts], known, np.uint64(0))
+
+
+def _flush(store: BehaviourStore, waiting: list[Packed]) -> int:
+    ack = store.append(waiting, 0)
+    waiting.clear()
+    return ack.outcomes.count("stored")

@@ -1,0 +1,126 @@
+"""`lcn export` and `lcn serve` as a person runs them: started, used, stopped. S-17."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from click.testing import CliRunner
+from test_http import ITEMS, event
+
+from lcn.cli import cli
+from lcn.serve.client import Client, Refused
+from lcn.serve.store.lmdb_store import LmdbStore
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """A server process and its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lcn", "serve", *arguments, "--port", "0"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "serving on" in line:
+            return process, line.split()[-1]
+    process.stderr.close()
+    raise AssertionError("".join(said))
+
+
+def test_a_stopped_server_finishes_and_keeps_what_it_acknowledged(tmp_path: Path, world) -> None:
+    data = tmp_path / "data"
+    process, url = start(str(world.bundle), "--data-dir", str(data))
+    acknowledged, failures = [], []
+
+    def write() -> None:
+        with Client(url) as client:
+            number = 0
+            while True:
+                try:
+                    ack = client.add([event(number, "u")])
+                    client.rank("u", ITEMS, deadline_ms=20_000)
+                except Refused as error:
+                    failures.append(error.status)
+                    return
+                except Exception:  # the connection ends with the server
+                    return
+                assert ack.durability == "always"
+                acknowledged.append(number)
+                number += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    while len(acknowledged) < 5:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    thread.join()
+    assert process.stderr is not None
+    process.stderr.close()
+    assert set(failures) <= {503}
+    from lcn.serve.settings import ServeConfig
+
+    store = LmdbStore(data / "store", ("kind",), ServeConfig().limits(20))
+    assert len(store.read("u", 0).source) >= len(acknowledged)
+    store.close()
+
+
+def test_a_taken_port_and_a_wrong_setting_are_said_plainly(tmp_path: Path, world) -> None:
+    def run(*more: str) -> str:
+        result = CliRunner().invoke(
+            cli, ["serve", str(world.bundle), "--data-dir", str(tmp_path / "d"), *more]
+        )
+        assert result.exit_code != 0
+        return str(result.exception) + result.output
+
+    assert "did you mean 'cache_mib'" in run("--set", "cache_mb=5")
+    assert "not a bundle" in str(
+        CliRunner().invoke(cli, ["serve", str(tmp_path), "--data-dir", str(tmp_path)]).exception
+    )
+
+
+def test_export_makes_what_serve_needs(tmp_path: Path, toy) -> None:
+    from serve_world import named_toy
+
+    from lcn.api import recipe, train
+
+    dataset = named_toy(tmp_path / "data")
+    overrides = ["train.epochs=1", "model.width=8", "model.field_width=8", "model.short.width=8",
+                 "model.backbone.width=8", "model.hidden=[8]"]  # fmt: skip
+    run = tmp_path / "run"
+    train(recipe("lap", dataset.folder, *overrides), run)
+    result = CliRunner().invoke(cli, ["export", str(run), str(tmp_path / "bundle")])
+    assert result.exit_code == 0, result.output
+    assert "next: lcn serve" in result.output
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["name"] == "lap"
+    assert set(manifest["trained"]) >= {"step"}
+    from lcn.serve.bundle import load_bundle
+
+    assert load_bundle(tmp_path / "bundle").manifest.version == manifest["version"]
+
+
+def test_two_servers_share_a_redis_store(tmp_path: Path, world, redis_url: str) -> None:
+    from test_http import live
+
+    with (
+        live(tmp_path / "a", world.bundle, store=redis_url) as (_, one),
+        live(tmp_path / "b", world.bundle, store=redis_url) as (_, other),
+    ):
+        for number in range(6):
+            writer, reader = (one, other) if number % 2 else (other, one)
+            ack = writer.add([event(number, "shared")])
+            assert ack.durability == "everysec"
+            answer = reader.rank("shared", ITEMS)
+            assert answer.state_version >= ack.state_versions["shared"]
+            assert answer.scores == writer.rank("shared", ITEMS).scores
+        assert one.delete("shared")
+        assert other.rank("shared", ITEMS).state_version == 0
