@@ -21,10 +21,14 @@ demo: install
 	$(BIN)/lcn demo
 
 # Two test processes with one compute thread each; more threads would only wait for each other.
+# What a test needs of the system (a Redis, a Chromium) is installed where that is possible; without
+# it those tests skip and say so.
 test: $(VENV)/.installed-dev
+	@timeout 180 sh scripts/install-test-programs.sh >/dev/null || echo "tests that need Redis or Chromium will skip"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
+	@timeout 180 sh scripts/install-test-programs.sh >/dev/null || echo "tests that need Redis or Chromium will skip"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 # The Triton kernels: compiled where there is a GPU, interpreted where there is none. An

@@ -1,6 +1,7 @@
 """CRP against its equations, written out as loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from objective_bench import (
     ordinary,
 )
 
+from lcn.errors import ConfigError
 from lcn.objectives.contrast import unit
 from lcn.objectives.crp import Pairs, chance_level, draw_negatives, draw_pairs
 
@@ -218,6 +220,32 @@ def test_more_pairs_of_a_user_are_so_many_draws(toy, monkeypatch):
     first_PL, second_PL = drawn[0]
     assert first_PL is second_PL and len(first_PL) == users * repeats
     assert torch.equal(first_PL[:users], first_PL[users : 2 * users])
+
+
+def test_only_liked_events_give_pairs(toy, tmp_path):
+    """Events of another kind are as good as absent."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    model, batch = make_model(toy), make_batch(toy, ordinary())
+    field = toy.manifest.event_context[0].name
+    folder = tmp_path / "vocabulary" / "event"
+    folder.mkdir(parents=True)
+    table = {"value": ["no", "yes"], "index": [2, 3], "count": [1, 1]}
+    pq.write_table(pa.table(table), folder / f"{field}.parquet")
+    named = replace(toy, folder=tmp_path)
+    liked = {"field": field, "values": ["yes"]}
+    crp = build("crp", named, liked=liked)
+    span_U2 = batch.short_target_C2[make_view(model, batch).latest_candidates()]
+    shown_UL = build("crp", toy)._items(batch.target, span_U2)
+    for codes, wanted_UL in ((2, torch.full_like(shown_UL, -1)), (3, shown_UL)):
+        context_TG = torch.full_like(batch.target.context_TG, codes)
+        rows = replace(batch.target, context_TG=context_TG)
+        assert torch.equal(crp._items(rows, span_U2), wanted_UL)
+    with pytest.raises(ConfigError, match=r"liked\.values: .* no value 'maybe'"):
+        build("crp", named, liked={"field": field, "values": ["maybe"]})
+    with pytest.raises(ConfigError, match=r"liked\.field: .* no event context field"):
+        build("crp", named, liked={"field": "mood", "values": ["yes"]})
 
 
 def test_warm_up_rises_linearly(toy):

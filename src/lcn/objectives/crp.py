@@ -20,6 +20,7 @@ from lcn.data.batch import Rows
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import cosine_rows, info_nce, unit
 from lcn.objectives.draw import below, pick_one
+from lcn.objectives.kinds import index_of, read_values
 from lcn.objectives.stream import newest_rows
 
 
@@ -34,6 +35,15 @@ class Pairs:
     def valid_U(self) -> Bool[Tensor, " U"]:
         """Users that have such a pair."""
         return (self.first_U >= 0) & (self.second_U >= 0)
+
+
+class LikedConfig(BaseConfig):
+    """Which events say that the user liked the item, by an event context field."""
+
+    field: str = ""
+    """Empty: all events."""
+    values: tuple[str, ...] = ()
+    """As in the logs."""
 
 
 class Crp(Objective):
@@ -67,6 +77,9 @@ class Crp(Objective):
         pairs: int = 8
         """Positive pairs of each type that a user gives per batch: so many draws of one each,
         contrasted draw by draw."""
+        liked: LikedConfig = LikedConfig()
+        """Only these events give positive pairs, where histories also hold what was merely shown:
+        `{field: is_click, values: ["1"]}`."""
         warmup: int = 0
         """Steps over which the weight rises linearly from 0."""
         decay: int = 0
@@ -76,12 +89,19 @@ class Crp(Objective):
         super().__init__()
         self.config = config
         self.weight = config.weight
+        self.liked_field = -1
+        if config.liked.field:
+            liked = config.liked
+            self.liked_field, index = read_values(setup, liked.field, "liked")
+            codes = [index_of(index, liked.field, value, "liked") for value in liked.values]
+            self.liked_V: Tensor
+            self.register_buffer("liked_V", torch.tensor(codes), persistent=False)
 
     def forward(self, view: View) -> Float[Tensor, ""]:
         """Sum of the three weighted terms; see the class."""
         config, batch, latest_U = self.config, view.batch, view.latest_candidates()
-        target_UL = _short_items(batch.target, batch.short_target_C2[latest_U])
-        source_UL = _short_items(batch.source, batch.short_source_C2[latest_U])
+        target_UL = self._items(batch.target, batch.short_target_C2[latest_U])
+        source_UL = self._items(batch.source, batch.short_source_C2[latest_U])
         total = view.zero()
         for weight, first_UL, second_UL in (
             (config.weight_pt, target_UL, target_UL),
@@ -97,6 +117,18 @@ class Crp(Objective):
         config, after = self.config, max(step + 1 - self.config.warmup, 0)
         rise = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
         return rise * (max(1 - after / config.decay, 0.0) if config.decay else 1.0)
+
+    def _items(self, rows: Rows, span_U2: Tensor) -> Tensor:
+        """Items of short-term histories, those that were liked; -1 elsewhere and behind them."""
+        row_UL = newest_rows(span_U2)
+        if not len(rows.item_T):
+            return row_UL[:, :0]
+        at_UL = row_UL.clamp(min=0)
+        real_UL = row_UL >= 0
+        if self.liked_field >= 0:
+            kind_UL = rows.context_TG[at_UL, self.liked_field]
+            real_UL &= torch.isin(kind_UL, self.liked_V.to(kind_UL.dtype))
+        return torch.where(real_UL, rows.item_T[at_UL].long(), -1)
 
     def _term(self, first_UL: Tensor, second_UL: Tensor, view: View) -> Tensor:
         """One of L_PT, L_PS, L_PC; 0 without a positive or without a negative."""
@@ -197,14 +229,6 @@ def draw_negatives(
 def chance_level(negatives: int, form: Literal["paper", "anchored", "infonce"]) -> float:
     """The loss of vectors that know nothing (all cosines 0): log M, or log(1 + M)."""
     return math.log(negatives + (form == "infonce"))
-
-
-def _short_items(rows: Rows, span_U2: Tensor) -> Tensor:
-    """Items of short-term histories, -1 behind them."""
-    row_UL = newest_rows(span_U2)
-    if not len(rows.item_T):
-        return row_UL[:, :0]
-    return torch.where(row_UL >= 0, rows.item_T[row_UL.clamp(min=0)].long(), -1)
 
 
 def _item_at(item_UL: Tensor, place_U: Tensor) -> Tensor:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lcn.config import Config
 from lcn.data.batch import Batch
-from lcn.errors import ConfigError, nearest
+from lcn.errors import ConfigError
 from lcn.objectives.base import Setup, View
 from lcn.objectives.draw import coins
 from lcn.objectives.encoder import EncoderConfig, StreamEncoder
+from lcn.objectives.kinds import index_of, read_values
 from lcn.objectives.sampled import SoftmaxConfig, draw_domains, next_item_loss
 from lcn.objectives.stream import Stream, StreamConfig, merge_stream, next_places
 
@@ -163,26 +163,8 @@ def read_rewards(config: RewardConfig, setup: Setup) -> tuple[int, Float[Tensor,
         if config.values:
             raise ConfigError("rewards.values needs rewards.field: which field has these values?")
         return -1, default_21
-    fields = setup.manifest.event_context
-    names = [field.name for field in fields]
-    if config.field not in names:
-        raise ConfigError(
-            f"rewards.field: the dataset has no event context field {config.field!r}"
-            f"{nearest(config.field, names)}"
-        )
-    position = names.index(config.field)
-    reward_2V = default_21.repeat(1, fields[position].size)
-    path = setup.dataset.folder / "vocabulary" / "event" / f"{config.field}.parquet"
-    try:
-        table = pq.read_table(path, columns=["value", "index"])
-    except FileNotFoundError as error:
-        raise ConfigError(f"rewards.field: {path} is missing; prepare the dataset again") from error
-    index = dict(zip(table["value"].to_pylist(), table["index"].to_pylist(), strict=True))
+    position, index = read_values(setup, config.field, "rewards")
+    reward_2V = default_21.repeat(1, setup.manifest.event_context[position].size)
     for value, reward in config.values.items():
-        if value not in index:
-            raise ConfigError(
-                f"rewards.values: field {config.field!r} has no value {value!r}"
-                f"{nearest(value, index)}"
-            )
-        reward_2V[:, index[value]] = reward
+        reward_2V[:, index_of(index, config.field, value, "rewards")] = reward
     return position, reward_2V
