@@ -155,6 +155,6 @@ def report(store: Path, docs: Path | None, html: Path | None, quick: bool) -> No
 
 def _command_line() -> str:
     """The command as it was typed, for the provenance; paths of this machine shortened."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    words = ["lcn", *sys.argv[1:]]
     words = [Path(word).name if Path(word).is_absolute() else word for word in words]
     return shlex.join(words)
