@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from lcn.evaluate.compare import PairedDifference
-    from lcn.evaluate.consistency import ConsistencyConfig, ConsistencyRow
+    from lcn.evaluate.consistency import ConsistencyConfig
+    from lcn.evaluate.readings import ConsistencyRow
     from lcn.evaluate.results import RunResult
     from lcn.train.config import RunConfig
     from lcn.train.run import Run
@@ -192,7 +193,7 @@ def consistency(
     Raises:
         ConfigError: the backbone attends to nothing, or has no K1.
     """
-    from lcn.evaluate.consistency import consistency_rows
+    from lcn.evaluate.readings import consistency_rows
     from lcn.train import open_run
 
     opened = open_run(run, dataset)

@@ -13,7 +13,7 @@ import click
 from lcn.schema import SPLITS
 
 if TYPE_CHECKING:
-    from lcn.evaluate.consistency import ConsistencyRow
+    from lcn.evaluate.readings import ConsistencyRow
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lcn.evaluate.consistency import ConsistencyRow, consistency_rows
+from lcn.evaluate.readings import ConsistencyRow, consistency_rows
 from lcn.evaluate.tables import plain
 from lcn.experiments.figures import (
     OverSeeds,
