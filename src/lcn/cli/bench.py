@@ -203,7 +203,7 @@ def serve(**options: Any) -> None:
         table.add_column(name, justify="right")
     for record in run(grid, _tell):
         if options["as_json"]:
-            click.echo(json.dumps(asdict(record)))
+            click.echo(_line(record))
             continue
         rates = (f"{record.planned_per_s:.0f}", f"{record.goodput_per_s:.0f}")
         for m in record.models:
@@ -257,7 +257,7 @@ def _followed(cases: Iterator[list[Any]], as_json: bool) -> Iterator[Any]:
     for records in cases:
         for record in records:
             if as_json:
-                click.echo(json.dumps(asdict(record)))
+                click.echo(_line(record))
             yield record
 
 
@@ -298,3 +298,10 @@ def _say_training(first: Record) -> None:
         "large products and of reading, whichever takes longer. reach: all parts one after the "
         "other, each at the rate of its size. over: our time as a multiple of each."
     )
+
+
+def _line(record: Any) -> str:
+    """A record as one line of JSON; what is undefined is null."""
+    from lcn.evaluate.tables import plain
+
+    return json.dumps(plain(asdict(record)), allow_nan=False)
