@@ -28,6 +28,7 @@ def half_width(run: Path, split: str, dataset: str | None, keep: int, as_json: b
     width and AUC changes by at most 0.0001; then model.history_vectors=bfloat16 is safe.
     """
     from lcn.evaluate.half_width import measure_half_width
+    from lcn.evaluate.tables import plain
     from lcn.train import open_run
 
     opened = open_run(run, dataset)
@@ -35,8 +36,7 @@ def half_width(run: Path, split: str, dataset: str | None, keep: int, as_json: b
         opened.model, opened.dataset, split, opened.config.batch, keep=keep  # type: ignore[arg-type]
     )  # fmt: skip
     if as_json:
-        tree = {**asdict(found), "passed": found.passed}
-        tree["recall"] = None if found.recall != found.recall else found.recall
+        tree = plain({**asdict(found), "passed": found.passed})
         click.echo(json.dumps(tree, indent=1))
     else:
         change = found.auc_bfloat16 - found.auc_float32

@@ -68,6 +68,7 @@ def build_app(parts: Parts) -> FastAPI:
     app.state.metrics = parts.metrics
     problems.install(app)
     app.include_router(_ranking(parts))
+    app.include_router(_items(parts))
     app.include_router(_people(parts))
     app.include_router(_models(parts))
     app.include_router(oip_router(parts))
@@ -132,6 +133,12 @@ def _ranking(parts: Parts) -> APIRouter:
                 "durability": done.durability,
             }
         )
+
+    return router
+
+
+def _items(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/v1", route_class=FastRoute)
 
     @router.get("/items", response_model=list[ItemAnswer], dependencies=[allowed(parts, "rank")])
     async def some_items(

@@ -91,7 +91,8 @@ def train(
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
     model.check(dataset)
-    if config.item_vectors_from:
+    checkpoint = find_checkpoint(folder / "checkpoint") if resume else None
+    if config.item_vectors_from and checkpoint is None:
         take_item_vectors(Path(config.item_vectors_from), model, dataset.manifest.fingerprint)
     setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
     objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
@@ -101,7 +102,6 @@ def train(
         optimisers=build_optimisers([model, objectives], config.train),
         generator=torch.Generator().manual_seed(config.train.seed),
     )
-    checkpoint = find_checkpoint(folder / "checkpoint") if resume else None
     if checkpoint is not None:
         load_checkpoint(checkpoint, trainee, identity)
     elif (folder / "metrics.jsonl").exists() and not resume:
