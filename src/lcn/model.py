@@ -25,7 +25,7 @@ from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
-from lcn.nn.mlp import mlp
+from lcn.nn.mlp import apply_to_parts, mlp
 from lcn.ops import HistoryRows
 from lcn.ops.reference import rows_of_span
 from lcn.schema import Manifest
@@ -219,15 +219,29 @@ class Model(nn.Module):
         ]
         interest_CW = torch.cat([*short, interest.vector_CW], 1)
         z = [
-            self.profile(batch.profile_UP.long())[batch.user_of_C],
-            self.candidate(batch.candidate_CA.long()),
-            self.request(batch.context_CR.long()),
+            *self._circumstances(batch),
             query.vector_CD,
             interest_CW,
         ]
         if self.product is not None:
             z.append(self.product(query.vector_CD) * interest_CW)
-        return Output(self.head(torch.cat(z, 1))[:, 0], parts.contrasted_ID, interest)
+        if torch.is_grad_enabled():
+            logit_C1 = self.head(torch.cat(z, 1))
+        else:
+            logit_C1 = apply_to_parts(self.head, z)
+        return Output(logit_C1[:, 0], parts.contrasted_ID, interest)
+
+    def _circumstances(self, batch: Batch) -> list[Tensor]:
+        """Embedded profiles, candidate-only and request fields; without gradients what all
+        candidates share is one row."""
+        user_of_C, context_CR = batch.user_of_C, batch.context_CR
+        if not torch.is_grad_enabled():
+            user_of_C, context_CR = _once(user_of_C), _once(context_CR)
+        return [
+            self.profile(batch.profile_UP.long())[user_of_C],
+            self.candidate(batch.candidate_CA.long()),
+            self.request(context_CR.long()),
+        ]
 
     def embed(self, batch: Batch) -> Embedded:
         """Join a batch's rows and candidates with their item vectors."""
@@ -334,3 +348,10 @@ class Model(nn.Module):
             ConfigError: it has not; what would help is named.
         """
         self.backbone.check(dataset)
+
+
+def _once(column_C: Tensor) -> Tensor:
+    """The first row alone where all rows are equal; a GPU is not asked, which would wait for it."""
+    here = len(column_C) > 1 and column_C.device.type == "cpu"
+    same = here and bool((column_C == column_C[0]).all())
+    return column_C[:1] if same else column_C

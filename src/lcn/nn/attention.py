@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lcn import ops
 from lcn.errors import ConfigError
+from lcn.nn.shared_rows import attend_shared, shared_span
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
 from lcn.schema import Field
 
@@ -217,4 +218,8 @@ class TargetAttention(nn.Module):
         time_C: Int[Tensor, " C"],
     ) -> Float[Tensor, "C B"]:
         """Attend with softmax; a candidate without rows gets the zero vector."""
+        if selection.span_C2 is not None:
+            span = shared_span(self, rows, selection.span_C2, time_C)
+            if span is not None:
+                return attend_shared(self, rows, span, query_CD, time_C)
         return self.values(selection.pool(rows, self.scoring(query_CD, time_C), "softmax"))

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from lcn.ops.cpu_blocks import MEAN, SOFTMAX, Task, padded
+from lcn.ops.cpu_columns import find_columns, rank_columns
 from lcn.ops.cpu_forward import Pooled
 from lcn.ops.cpu_plan import on_threads, workers
 from lcn.ops.cpu_topk import Sorter, make_sorter, select_best
-from lcn.ops.lane_steps import exp_lanes, max_lanes, recency_bucket
+from lcn.ops.lane_steps import exp_lanes, max_lanes
 from lcn.ops.lanes import LANE, kernel, leaf
-from lcn.ops.types import RECENCY_BUCKETS
 
 _RUN = 1 << 17
 """Floats of a run of scores: half a megabyte."""
@@ -30,23 +30,6 @@ _FEWEST = 64
 """Columns below which two products are not worth setting up."""
 _PER_ROW = 4
 """Multiplying for a row that no candidate asked for costs about a quarter of looking one up."""
-
-
-class _Columns(NamedTuple):
-    """Which column of the product each row reads, and what is multiplied."""
-
-    place_T: np.ndarray
-    """Column of row `first + n`."""
-    first: int
-    vector_JD: np.ndarray
-    count_J: np.ndarray
-    """How many rows of the span read a column; empty where candidates' rows differ."""
-    bucket_T: np.ndarray
-    """Recency bucket of each row, all candidates having the same time."""
-    row_N: np.ndarray
-    """Rows by column, the latest first; empty where columns are not ranked."""
-    end_J: np.ndarray
-    """Where each column's rows end in `row_N`."""
 
 
 def fits(task: Task) -> bool:
@@ -64,7 +47,7 @@ def fits(task: Task) -> bool:
 
 def forward(task: Task, out: Pooled) -> None:
     """`forward_tiles` for a task that `fits`."""
-    columns = _columns(task)
+    columns = find_columns(task)
     vector_JD = torch.from_numpy(columns.vector_JD)
     pooled_QD = torch.from_numpy(out.vector_QD)
     query_QD = torch.from_numpy(task.query_QD)
@@ -87,133 +70,52 @@ def forward(task: Task, out: Pooled) -> None:
         torch.mm(score_QJ, vector_JD, out=pooled_QD[part])
 
 
-def _columns(task: Task) -> _Columns:
-    lo, hi = (0, len(task.item_T)) if task.listed else task.span_C2[0].tolist()
-    bucket_T = np.empty(0, np.int32)
-    if len(task.time_C):
-        bucket_T = np.empty(hi - lo, np.int32)
-        _find_buckets(task.time_T[lo:hi], task.time_C[0], bucket_T)
-    none, place_T = np.empty(0, np.int32), task.item_T[lo:hi]
-    count_J = np.empty(0, np.float32)
-    if task.listed:
-        return _Columns(place_T, lo, task.vector_ID, count_J, bucket_T, none, none)
-    if hi - lo < len(task.vector_ID):
-        place_T, count_J = np.arange(hi - lo, dtype=np.int32), np.ones(hi - lo, np.float32)
-        vector_JD = task.vector_ID[task.item_T[lo:hi]]
-        return _Columns(place_T, lo, vector_JD, count_J, bucket_T, none, none)
-    count_J = np.bincount(place_T, minlength=len(task.vector_ID))
-    order_N = np.argsort(place_T[::-1], kind="stable")
-    row_N, end_J = (hi - 1 - order_N).astype(np.int32), np.cumsum(count_J).astype(np.int32)
-    count_J = count_J.astype(np.float32)
-    return _Columns(place_T, lo, task.vector_ID, count_J, bucket_T, row_N, end_J)
-
-
-@kernel
-def _find_buckets(time_T, now, bucket_T):
-    for t in range(len(time_T)):
-        bucket_T[t] = recency_bucket(now - time_T[t], RECENCY_BUCKETS - 1)
-
-
 class _Scratch(NamedTuple):
     score_N: np.ndarray
+    place_N: np.ndarray
+    """Column of each of a candidate's rows."""
+    code_EN: np.ndarray
+    """Their codes, after the columns: where code v's weight is added up in `sum_4X`."""
+    sum_4X: np.ndarray
+    """Weights by column and code. Neighbouring rows often share one, and a sum in memory takes
+    some ten cycles before the next can be added, so there are four of each."""
     lanes_3L: np.ndarray
     sorter: Sorter
-    best_K: np.ndarray
 
 
 @kernel
 def _weigh_run(task, out, columns, score_QJ, first, c0, c1):
     """Turn the scores of candidates c0 to c1 - 1 into weights in place; `first` is row 0's."""
-    longest = score_QJ.shape[1]
+    wide, codes = score_QJ.shape[1], columns.code_TE.shape[1]
+    longest = wide
     for c in range(c0, c1):
         longest = max(longest, task.span_C2[c, 1] - task.span_C2[c, 0])
-    keep = out.kept_CK.shape[1]
+    listed = longest if task.listed or task.bias_QV.shape[1] else 0
     scratch = _Scratch(
         np.empty(padded(longest, LANE), np.float32),
+        np.empty(listed, np.int32),
+        np.empty((codes, listed), np.int32),
+        np.zeros((4, wide + task.bias_QV.shape[1]), np.float32),
         np.empty((3, LANE), np.float32),
-        make_sorter(longest if keep else 0),
-        np.empty(min(keep, score_QJ.shape[1]), np.int64),
+        make_sorter(longest if out.kept_CK.shape[1] else 0),
     )
     _weigh(task, out, columns, score_QJ, first, c0, c1, scratch)
 
 
 @leaf
 def _weigh(task, out, columns, score_QJ, first, c0, c1, scratch):
-    codes, keep = task.bias_QV.shape[1], out.kept_CK.shape[1]
-    plain = codes == 0 and not task.listed
+    plain = task.bias_QV.shape[1] == 0 and not task.listed
     for c in range(c0, c1):
         start = task.span_C2[c, 0]
         count = task.span_C2[c, 1] - start
         for h in range(task.heads):
             q = c * task.heads + h
             score_J = score_QJ[q - first * task.heads]
-            ranked = keep and h == 0 and len(columns.row_N) > 0
-            if ranked:
-                ranked = _rank_columns(columns, score_J, scratch, out.kept_CK[c])
-            if not plain or (keep and h == 0 and not ranked):
-                _look_up(task, columns, q, score_J, start, count, scratch.score_N)
-            if keep and h == 0 and not ranked:
-                row_N = task.row_L[start : start + count] if task.listed else task.row_L[:0]
-                score_N = scratch.score_N[:count]
-                select_best(score_N, row_N, start, count, keep, scratch.sorter, out.kept_CK[c])
+            kept_K = out.kept_CK[c] if h == 0 else out.kept_CK[c, :0]
             if plain:
-                _weigh_columns(task.norm, columns, score_J, count, scratch)
+                _weigh_columns(task, columns, score_J, start, count, scratch, kept_K)
             else:
-                _weigh_rows(task, out, columns, q, score_J, start, count, scratch)
-
-
-@leaf
-def _rank_columns(columns, score_J, scratch, kept_K):
-    """Keep the best rows by ranking items, whose rows are equal where there are no codes.
-
-    Returns:
-        False where two items tie, whose rows would have to be merged; nothing is kept then.
-    """
-    score_N, best_K, wide = scratch.score_N, scratch.best_K, len(score_J)
-    for j in range(wide):
-        score_N[j] = score_J[j] if columns.count_J[j] else -np.inf
-    select_best(score_N, columns.row_N[:0], 0, wide, len(best_K), scratch.sorter, best_K)
-    filled = 0
-    for k in range(len(best_K)):
-        j = best_K[k]
-        if j < 0:
-            break
-        if k and score_N[j] == score_N[best_K[k - 1]]:
-            return False
-        if filled == len(kept_K):
-            break
-        end = columns.end_J[j]
-        for n in range(end - np.int64(columns.count_J[j]), end):
-            if filled < len(kept_K):
-                kept_K[filled] = columns.row_N[n]
-                filled += 1
-    # What the last row taken ties with among the items left out shows in the next best item.
-    if len(best_K) < wide and filled == len(kept_K) and best_K[len(best_K) - 1] >= 0:
-        last = score_N[best_K[len(best_K) - 1]]
-        for j in range(wide):
-            if score_N[j] == last and j != best_K[len(best_K) - 1]:
-                return False
-    for k in range(filled, len(kept_K)):
-        kept_K[k] = -1
-    return True
-
-
-@leaf
-def _look_up(task, columns, q, score_J, start, count, score_N):
-    """Scores of one candidate's rows: the product's column and the biases of the row's codes."""
-    base = task.bias_QV.shape[1] - RECENCY_BUCKETS
-    bias_V = task.bias_QV[q]
-    for n in range(count):
-        t = task.row_L[start + n] if task.listed else np.int32(start + n)
-        score_N[n] = score_J[columns.place_T[t - columns.first]]
-    for g in range(task.code_TG.shape[1] if task.bias_QV.shape[1] else 0):
-        for n in range(count):
-            t = task.row_L[start + n] if task.listed else np.int32(start + n)
-            score_N[n] += bias_V[task.code_TG[t, g]]
-    if len(task.time_C):
-        for n in range(count):
-            t = task.row_L[start + n] if task.listed else np.int32(start + n)
-            score_N[n] += bias_V[base + columns.bucket_T[t - columns.first]]
+                _weigh_rows(task, out, columns, q, score_J, start, count, scratch, kept_K)
 
 
 @leaf
@@ -241,15 +143,24 @@ def _weights(norm, score_N, count, live, lanes_3L):
 
 
 @leaf
-def _weigh_columns(norm, columns, score_J, count, scratch):
+def _weigh_columns(task, columns, score_J, start, count, scratch, kept_K):
     """Weights of a span without codes: rows of one column weigh the same."""
-    score_N, wide = scratch.score_N, len(score_J)
+    score_N, wide, norm = scratch.score_N, len(score_J), task.norm
+    if len(kept_K) and len(columns.row_N) == 0:
+        _keep(task, columns, score_J, start, count, scratch, kept_K)
     for j in range(wide):
         score_N[j] = score_J[j] if columns.count_J[j] else -np.inf
+    if len(kept_K) and len(columns.row_N):
+        ranked = rank_columns(columns, score_N[:wide], scratch.sorter, kept_K)
+        if not ranked:
+            _keep(task, columns, score_J, start, count, scratch, kept_K)
+            for j in range(wide):
+                score_N[j] = score_J[j] if columns.count_J[j] else -np.inf
     scale = _weights(norm, score_N, wide, count, scratch.lanes_3L)
     total = np.float32(0.0)
     for j in range(wide):
-        weight = score_N[j] * columns.count_J[j] if columns.count_J[j] else np.float32(0.0)
+        live = np.float32(columns.count_J[j])
+        weight = score_N[j] * live if live else np.float32(0.0)
         score_J[j] = weight
         total += weight
     if norm == SOFTMAX:
@@ -259,31 +170,63 @@ def _weigh_columns(norm, columns, score_J, count, scratch):
 
 
 @leaf
-def _weigh_rows(task, out, columns, q, score_J, start, count, scratch):
+def _keep(task, columns, score_J, start, count, scratch, kept_K):
+    """Keep the best rows of a span without codes."""
+    score_N = scratch.score_N
+    for n in range(count):
+        score_N[n] = score_J[columns.place_T[start - columns.first + n]]
+    select_best(score_N, task.row_L[:0], start, count, len(kept_K), scratch.sorter, kept_K)
+
+
+@leaf
+def _look_up(task, columns, q, score_J, start, count, scratch):
+    """Scores of one candidate's rows: the product's column and the biases of the row's codes."""
+    score_N, place_N, bias_V, wide = scratch.score_N, scratch.place_N, task.bias_QV[q], len(score_J)
+    for n in range(count):
+        t = np.int64(task.row_L[start + n] if task.listed else start + n) - columns.first
+        place_N[n] = columns.place_T[t]
+        score_N[n] = score_J[place_N[n]]
+    for e in range(columns.code_TE.shape[1]):
+        code_N = scratch.code_EN[e]
+        for n in range(count):
+            t = np.int64(task.row_L[start + n] if task.listed else start + n) - columns.first
+            code = columns.code_TE[t, e]
+            score_N[n] += bias_V[code]
+            code_N[n] = wide + code
+
+
+@leaf
+def _weigh_rows(task, out, columns, q, score_J, start, count, scratch, kept_K):
     """Weights of rows, added up by column and by code."""
-    score_N, weight_V = scratch.score_N, out.weight_QV[q]
-    codes = len(weight_V)
+    score_N = scratch.score_N
+    _look_up(task, columns, q, score_J, start, count, scratch)
+    if len(kept_K):
+        row_N = task.row_L[start : start + count] if task.listed else task.row_L[:0]
+        select_best(score_N[:count], row_N, start, count, len(kept_K), scratch.sorter, kept_K)
     scale = _weights(task.norm, score_N, count, count, scratch.lanes_3L)
     if task.norm == SOFTMAX:
         total = np.float32(0.0)
         for n in range(LANE):
             total += scratch.lanes_3L[1, n]
         scale = np.float32(1.0) / max(total, np.float32(1e-30))
-    for j in range(len(score_J)):
-        score_J[j] = np.float32(0.0)
-    for v in range(codes):
-        weight_V[v] = np.float32(0.0)
+    sum_4X, place_N, wide = scratch.sum_4X, scratch.place_N, len(score_J)
     for n in range(count):
-        t = task.row_L[start + n] if task.listed else np.int32(start + n)
-        weight = score_N[n] * scale
-        score_N[n] = weight
-        score_J[columns.place_T[t - columns.first]] += weight
-    for g in range(task.code_TG.shape[1] if codes else 0):
+        sum_4X[n & 3, place_N[n]] += score_N[n]
+    for e in range(columns.code_TE.shape[1]):
+        code_N = scratch.code_EN[e]
         for n in range(count):
-            t = task.row_L[start + n] if task.listed else np.int32(start + n)
-            weight_V[task.code_TG[t, g]] += score_N[n]
-    if len(task.time_C):
-        base = codes - RECENCY_BUCKETS
-        for n in range(count):
-            t = task.row_L[start + n] if task.listed else np.int32(start + n)
-            weight_V[base + columns.bucket_T[t - columns.first]] += score_N[n]
+            sum_4X[n & 3, code_N[n]] += score_N[n]
+    _take_sums(sum_4X, 0, scale, score_J)
+    _take_sums(sum_4X, wide, scale, out.weight_QV[q])
+
+
+@leaf
+def _take_sums(sum_4X, first, scale, total_X):
+    """Add the four sums up and clear them."""
+    for x in range(len(total_X)):
+        place = first + x
+        low, high = sum_4X[0, place] + sum_4X[1, place], sum_4X[2, place] + sum_4X[3, place]
+        total_X[x] = (low + high) * scale
+    for part in range(4):
+        for x in range(first, first + len(total_X)):
+            sum_4X[part, x] = np.float32(0.0)

@@ -17,32 +17,32 @@ from lcn.ops.lane_steps import (
 )
 from lcn.ops.lanes import LANE, kernel, leaf
 
-_LOWEST = np.int32(-(2**31))
+LOWEST = np.int32(-(2**31))
 _BUCKETS = 256
 STRIDE = 4 * LANE
 """Keys that are compared together; scratch is padded to a multiple."""
 
 
 @leaf
-def _order_keys(score_N, count, key_N):
+def order_keys(score_N, count, key_N):
     """Integers that order like the scores; the lowest integer for -inf, NaN and padding.
 
     Returns:
         How many scores are real, and the lowest and the highest key of those.
     """
-    real, low, high = np.int32(0), np.int32(2**31 - 1), _LOWEST
+    real, low, high = np.int32(0), np.int32(2**31 - 1), LOWEST
     for n in range(count):
         bits = float_bits(score_N[n])
         key = np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
         # -0.0 and 0.0 tie.
         key = np.int32(0) if key == np.int32(-1) else key
         alive = score_N[n] > -np.inf
-        key = key if alive else _LOWEST
+        key = key if alive else LOWEST
         key_N[n] = key
         high = max(high, key)
         low = min(low, key if alive else np.int32(2**31 - 1))
         real += np.int32(alive)
-    key_N[count : padded(count, STRIDE)] = _LOWEST
+    key_N[count : padded(count, STRIDE)] = LOWEST
     return np.int64(real), np.int64(low), np.int64(high)
 
 
@@ -53,7 +53,7 @@ def _value(key):
 
 
 @leaf
-def _middle(low, high):
+def middle_key(low, high):
     """A key above low and up to high: of the middle value, which splits smooth scores well."""
     bits = float_bits(np.float32(0.5) * _value(low) + np.float32(0.5) * _value(high))
     key = np.int64(bits if bits >= 0 else np.int32(bits ^ np.int32(0x7FFFFFFF)))
@@ -71,7 +71,7 @@ def _threshold(key_N, count, bounds, k, ends_2):
     groups, tries, few = padded(count, STRIDE) // BOTH, 0, k + k // 4
     while low < high and found > few:
         # Halving the integers ends after 32 steps whatever the scores are.
-        middle = _middle(low, high) if tries < 16 else low + (high - low + 1) // 2
+        middle = middle_key(low, high) if tries < 16 else low + (high - low + 1) // 2
         tries += 1
         here = split_lanes(key_N.ctypes.data, groups, np.int32(middle), ends_2.ctypes.data)
         if here >= k:
@@ -123,7 +123,7 @@ def _heap_sort(word_N, count):
 
 
 @leaf
-def _sort(word_N, count, scratch):
+def sort_words(word_N, count, scratch):
     """Sort words upwards: into buckets by value, then each past its few larger neighbours."""
     bucket_N, spare_N, place_B = scratch.key_N, scratch.spare_N, scratch.place_B
     if not _buckets(word_N, count, bucket_N):
@@ -177,7 +177,7 @@ def make_sorter(longest):
 
 
 @leaf
-def _collect(key_N, count, lowest, row_N, first, word_N):
+def collect(key_N, count, lowest, row_N, first, word_N):
     """Write (key, row) of the keys from `lowest` on as words that order like it.
 
     Returns:
@@ -209,13 +209,13 @@ def select_best(score_N, row_N, first, count, k, scratch, kept_K):
         kept_K: the answer.
     """
     key_N, word_N = scratch.key_N, scratch.word_N
-    bounds = _order_keys(score_N, count, key_N)
-    low, few = np.int32(_LOWEST + 1), True
+    bounds = order_keys(score_N, count, key_N)
+    low, few = np.int32(LOWEST + 1), True
     if bounds[0] > k:
         low, few = _threshold(key_N, count, bounds, k, scratch.ends_2)
     # Many rows tie at the threshold: of listed ones all are sorted, of others the latest fill up.
     fill = not few and len(row_N) == 0
-    found = _collect(key_N, count, np.int32(low + 1) if fill else low, row_N, first, word_N)
+    found = collect(key_N, count, np.int32(low + 1) if fill else low, row_N, first, word_N)
     if fill:
         n = count - 1
         while found < k:
@@ -224,7 +224,7 @@ def select_best(score_N, row_N, first, count, k, scratch, kept_K):
                 found += 1
             n -= 1
     if found:
-        _sort(word_N, found, scratch)
+        sort_words(word_N, found, scratch)
     for place in range(k):
         kept_K[place] = word_N[found - 1 - place] & 0xFFFFFFFF if place < found else -1
 

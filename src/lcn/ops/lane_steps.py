@@ -185,26 +185,26 @@ def _reduced(builder: Any, lanes: Any, sign: str) -> Any:
     return best
 
 
-@intrinsic
-def split_lanes(context, key, groups, middle, ends):
-    """Split int32 keys, in `groups` groups of `BOTH`; returns how many are at least `middle`.
-
-    The lowest of those and the highest of the others are written to `ends`.
-    """
+def _split(weighted: bool) -> Any:
+    """Make a step that splits int32 keys at one; `weight` is their number where not `weighted`."""
 
     def build(target, builder, signature, args):
-        key, groups, middle, ends = args
+        key, weight, groups, middle, ends = args if weighted else (args[0], None, *args[1:])
         words, word = ir.VectorType(ir.IntType(32), BOTH), ir.IntType(32)
         middle = _spread(builder, words, middle)
-        highest, lowest = (ir.Constant(words, [each] * BOTH) for each in (2**31 - 1, -(2**31)))
-        found = cgutils.alloca_once_value(builder, ir.Constant(words, [0] * BOTH))
+        highest, lowest, none, one = (
+            ir.Constant(words, [each] * BOTH) for each in (2**31 - 1, -(2**31), 0, 1)
+        )
+        found = cgutils.alloca_once_value(builder, none)
         least = cgutils.alloca_once_value(builder, highest)
         most = cgutils.alloca_once_value(builder, lowest)
         with _groups(builder, groups) as (n, _):
-            here = builder.add(key, builder.mul(n, ir.Constant(INT, 4 * BOTH)))
-            x = load(builder, here, words)
+            step = builder.mul(n, ir.Constant(INT, 4 * BOTH))
+            x = load(builder, builder.add(key, step), words)
+            each = one if weight is None else load(builder, builder.add(weight, step), words)
             mask = builder.icmp_signed(">=", x, middle)
-            builder.store(builder.sub(builder.load(found), builder.sext(mask, words)), found)
+            counted = builder.select(mask, each, none)
+            builder.store(builder.add(builder.load(found), counted), found)
             up, old = builder.select(mask, x, highest), builder.load(least)
             builder.store(builder.select(builder.icmp_signed("<", up, old), up, old), least)
             down, old = builder.select(mask, lowest, x), builder.load(most)
@@ -217,7 +217,23 @@ def split_lanes(context, key, groups, middle, ends):
             total = builder.add(total, builder.extract_element(lanes, word(n)))
         return builder.sext(total, INT)
 
-    return types.int64(types.int64, types.int64, types.int32, types.int64), build
+    return build
+
+
+@intrinsic
+def split_lanes(context, key, groups, middle, ends):
+    """Split int32 keys, in `groups` groups of `BOTH`; returns how many are at least `middle`.
+
+    The lowest of those and the highest of the others are written to `ends`.
+    """
+    return types.int64(types.int64, types.int64, types.int32, types.int64), _split(weighted=False)
+
+
+@intrinsic
+def split_weights(context, key, weight, groups, middle, ends):
+    """`split_lanes` that returns the sum of int32 weights, one for each key."""
+    kind = types.int64(types.int64, types.int64, types.int64, types.int32, types.int64)
+    return kind, _split(weighted=True)
 
 
 @intrinsic
