@@ -162,12 +162,13 @@ class Lap(Backbone[LapState]):
             distillation = self._distillation(state, query, selection)
         seen = {"complete": whole, "median": selection}
         if self.msa is not None:
-            msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
             keep = config.k2 if config.use_fsa else 0
-            median = selection.pool(state.rows, msa, _op_norm(config.norm_msa), keep=keep)
+            asked = state.rows, selection, query.vector_CD, query.time_C
+            norm = _op_norm(config.norm_msa)
+            median_CB, kept_CK = self.msa.attend(*asked, heads=1, norm=norm, keep=keep)
             if config.use_msa_output:
-                parts.append(self.msa_norm(self.msa.values(median)))
-            selection = Selection(kept_CK=median.kept_CK) if keep else selection
+                parts.append(self.msa_norm(median_CB))
+            selection = Selection(kept_CK=kept_CK) if keep else selection
         if self.fsa is not None:
             parts.append(self._focused(state.rows, selection, query))
             seen["focused"] = selection

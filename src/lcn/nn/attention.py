@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lcn import ops
 from lcn.errors import ConfigError
-from lcn.nn.shared_rows import attend_shared, shared_span
+from lcn.nn.request_attention import Asked, attend_request
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
 from lcn.schema import Field
 
@@ -218,8 +218,24 @@ class TargetAttention(nn.Module):
         time_C: Int[Tensor, " C"],
     ) -> Float[Tensor, "C B"]:
         """Attend with softmax; a candidate without rows gets the zero vector."""
-        if selection.span_C2 is not None:
-            span = shared_span(self, rows, selection.span_C2, time_C)
-            if span is not None:
-                return attend_shared(self, rows, span, query_CD, time_C)
-        return self.values(selection.pool(rows, self.scoring(query_CD, time_C), "softmax"))
+        return self.attend(rows, selection, query_CD, time_C)[0]
+
+    def attend(
+        self,
+        rows: HistoryRows,
+        selection: Selection,
+        query_CD: Float[Tensor, "C D"],
+        time_C: Int[Tensor, " C"],
+        *,
+        heads: int | None = None,
+        norm: Norm = "softmax",
+        keep: int = 0,
+    ) -> tuple[Float[Tensor, "C B"], Int[Tensor, "C K"] | None]:
+        """Attend, and find the `keep` best rows by the first head; `heads` as in `scoring`."""
+        if norm == "softmax":
+            asked = Asked(query_CD, time_C, heads or self.heads, keep)
+            answer = attend_request(self, rows, selection, asked)
+            if answer is not None:
+                return answer
+        pool = selection.pool(rows, self.scoring(query_CD, time_C, heads), norm, keep)
+        return self.values(pool), pool.kept_CK

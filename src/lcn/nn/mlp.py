@@ -25,13 +25,19 @@ def apply_to_parts(
 
     A part of one row is the same for all candidates, so that it is multiplied once.
     """
-    first = head[0]
+    first, *rest = head
     assert isinstance(first, nn.Linear)
     weights = first.weight.split([part.shape[1] for part in parts], 1)
     count = max(len(part) for part in parts)
-    pairs = [(part, weight.T) for part, weight in zip(parts, weights, strict=True)]
-    total_CW = first.bias
-    # What all share comes first, while the sum is one row.
-    for part, weight in sorted(pairs, key=lambda pair: len(pair[0]) == count):
-        total_CW = torch.addmm(total_CW, part, weight)
-    return head[1:](total_CW.expand(count, -1))
+    shared_W, own = first.bias, []
+    for part, weight in zip(parts, weights, strict=True):
+        if len(part) < count:
+            shared_W = torch.addmm(shared_W, part, weight.T)
+        elif part.shape[1]:
+            own.append((part, weight.T))
+    total_CW = torch.addmm(shared_W, *own[0])
+    for part, weight in own[1:]:
+        total_CW.addmm_(part, weight)
+    for layer in rest:
+        total_CW = layer(total_CW)
+    return total_CW

@@ -21,7 +21,7 @@ from lcn.ops.cpu_columns import find_columns, rank_columns
 from lcn.ops.cpu_forward import Pooled
 from lcn.ops.cpu_plan import on_threads, workers
 from lcn.ops.cpu_topk import Sorter, make_sorter, select_best
-from lcn.ops.lane_steps import exp_lanes, max_lanes
+from lcn.ops.cpu_weights import softmax
 from lcn.ops.lanes import LANE, kernel, leaf
 
 _RUN = 1 << 17
@@ -79,7 +79,7 @@ class _Scratch(NamedTuple):
     sum_4X: np.ndarray
     """Weights by column and code. Neighbouring rows often share one, and a sum in memory takes
     some ten cycles before the next can be added, so there are four of each."""
-    lanes_3L: np.ndarray
+    lanes_2L: np.ndarray
     sorter: Sorter
 
 
@@ -96,7 +96,7 @@ def _weigh_run(task, out, columns, score_QJ, first, c0, c1):
         np.empty(listed, np.int32),
         np.empty((codes, listed), np.int32),
         np.zeros((4, wide + task.bias_QV.shape[1]), np.float32),
-        np.empty((3, LANE), np.float32),
+        np.empty((2, LANE), np.float32),
         make_sorter(longest if out.kept_CK.shape[1] else 0),
     )
     _weigh(task, out, columns, score_QJ, first, c0, c1, scratch)
@@ -119,27 +119,9 @@ def _weigh(task, out, columns, score_QJ, first, c0, c1, scratch):
 
 
 @leaf
-def _weights(norm, score_N, count, live, lanes_3L):
-    """Turn scores into unscaled weights in place; returns the factor and, for softmax, their sum.
-
-    `live` is the number of rows that the scores stand for.
-    """
-    if norm != SOFTMAX:
-        return np.float32(1.0 / max(live, 1)) if norm == MEAN else np.float32(1.0)
-    top, total = lanes_3L[0].ctypes.data, lanes_3L[1].ctypes.data
-    for n in range(LANE):
-        lanes_3L[0, n] = -np.inf
-    for n in range(count, padded(count, LANE)):
-        score_N[n] = -np.inf
-    groups, score = padded(count, LANE) // LANE, score_N.ctypes.data
-    max_lanes(score, 4 * LANE, groups, top)
-    highest = lanes_3L[0, 0]
-    for n in range(LANE):
-        highest = max(highest, lanes_3L[0, n])
-    for n in range(LANE):
-        lanes_3L[0, n] = highest
-    exp_lanes(score, 4 * LANE, groups, top, total)
-    return np.float32(1.0)
+def _linear(norm, live):
+    """The factor of weights that are scores of `live` rows."""
+    return np.float32(1.0 / max(live, 1)) if norm == MEAN else np.float32(1.0)
 
 
 @leaf
@@ -156,8 +138,9 @@ def _weigh_columns(task, columns, score_J, start, count, scratch, kept_K):
             _keep(task, columns, score_J, start, count, scratch, kept_K)
             for j in range(wide):
                 score_N[j] = score_J[j] if columns.count_J[j] else -np.inf
-    scale = _weights(norm, score_N, wide, count, scratch.lanes_3L)
-    total = np.float32(0.0)
+    scale, total = _linear(norm, count), np.float32(0.0)
+    if norm == SOFTMAX:
+        softmax(score_N, wide, scratch.lanes_2L)
     for j in range(wide):
         live = np.float32(columns.count_J[j])
         weight = score_N[j] * live if live else np.float32(0.0)
@@ -203,12 +186,9 @@ def _weigh_rows(task, out, columns, q, score_J, start, count, scratch, kept_K):
     if len(kept_K):
         row_N = task.row_L[start : start + count] if task.listed else task.row_L[:0]
         select_best(score_N[:count], row_N, start, count, len(kept_K), scratch.sorter, kept_K)
-    scale = _weights(task.norm, score_N, count, count, scratch.lanes_3L)
+    scale = _linear(task.norm, count)
     if task.norm == SOFTMAX:
-        total = np.float32(0.0)
-        for n in range(LANE):
-            total += scratch.lanes_3L[1, n]
-        scale = np.float32(1.0) / max(total, np.float32(1e-30))
+        scale = np.float32(1.0) / softmax(score_N, count, scratch.lanes_2L)
     sum_4X, place_N, wide = scratch.sum_4X, scratch.place_N, len(score_J)
     for n in range(count):
         sum_4X[n & 3, place_N[n]] += score_N[n]

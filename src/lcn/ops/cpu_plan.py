@@ -144,6 +144,19 @@ def _in_range(index_N, count):
     return low >= 0 and high < count
 
 
+def check_range(name: str, index_N: np.ndarray, count: int, what: str) -> None:
+    """Check int32 indices.
+
+    Raises:
+        IndexError: one points outside its table of `count` rows.
+    """
+    if not _in_range(index_N, count):
+        raise IndexError(
+            f"{name} holds indices from {index_N.min()} to {index_N.max()}, "
+            f"expected 0 to {count - 1}: there are {count} {what}"
+        )
+
+
 def check(task: Task) -> None:
     """Kernels do not look where they read, so indices are checked once, in the forward.
 
@@ -157,11 +170,7 @@ def check(task: Task) -> None:
         ("kept_CK", task.row_L, rows, "history rows (-1 is an empty slot)"),
     )
     for name, index_N, count, what in tables:
-        if not _in_range(index_N, count):
-            raise IndexError(
-                f"{name} holds indices from {index_N.min()} to {index_N.max()}, "
-                f"expected 0 to {count - 1}: there are {count} {what}"
-            )
+        check_range(name, index_N, count, what)
     full = task.span_C2[task.span_C2[:, 1] > task.span_C2[:, 0]]
     limit = len(task.row_L) if task.listed else rows
     if len(full) and (full.min() < 0 or full.max() > limit):

@@ -216,32 +216,92 @@ _ROUNDS = (
 )
 
 
+def _dots(builder: Any, rows: list[Any], b: Any, c: Any, depth: Any) -> None:
+    """Emit c[m] = sum_k row m [k] b[k] for the eight addresses of rows."""
+    vector = ir.VectorType(FLOAT, BROAD)
+    sums = _zero_sums(builder, len(rows), BROAD)
+    with cgutils.for_range_slice(
+        builder, ir.Constant(INT, 0), depth, ir.Constant(INT, BROAD), INT
+    ) as (k, _count):
+        deep = builder.mul(k, ir.Constant(INT, 4))
+        y = load(builder, builder.add(b, deep), vector)
+        for row, total in zip(rows, sums, strict=True):
+            x = load(builder, builder.add(row, deep), vector)
+            builder.store(fma(builder, x, y, builder.load(total)), total)
+    parts = [_fold(builder, builder.load(total)) for total in sums]
+    for first, second in _ROUNDS:
+        parts = [
+            _pairs(builder, parts[n], parts[n + 1], first, second) for n in range(0, len(parts), 2)
+        ]
+    store(builder, parts[0], c)
+
+
 @intrinsic
 def dot_8(context, a, a_row, b, c, depth):
     """Write c[m] = sum_k a[m, k] b[k] for eight rows m; depth is a multiple of 16."""
-    rows, vector = 8, ir.VectorType(FLOAT, BROAD)
 
     def build(target, builder, signature, args):
         a, a_row, b, c, depth = args
-        sums = _zero_sums(builder, rows, BROAD)
-        with cgutils.for_range_slice(
-            builder, ir.Constant(INT, 0), depth, ir.Constant(INT, BROAD), INT
-        ) as (k, _count):
-            deep = builder.mul(k, ir.Constant(INT, 4))
-            y = load(builder, builder.add(b, deep), vector)
-            for m in range(rows):
-                x = load(builder, _offset(builder, builder.add(a, deep), (a_row, m)), vector)
-                builder.store(fma(builder, x, y, builder.load(sums[m])), sums[m])
-        parts = [_fold(builder, builder.load(total)) for total in sums]
-        for first, second in _ROUNDS:
-            parts = [
-                _pairs(builder, parts[n], parts[n + 1], first, second)
-                for n in range(0, len(parts), 2)
-            ]
-        store(builder, parts[0], c)
+        _dots(builder, [_offset(builder, a, (a_row, m)) for m in range(8)], b, c, depth)
         return target.get_dummy_value()
 
     return types.void(*[types.int64] * 5), build
+
+
+def _rows_at(builder: Any, places: Any, count: int, shift: Any) -> list[Any]:
+    """Load the addresses of `count` rows and shift them by as many bytes."""
+    found = [
+        load(builder, builder.add(places, ir.Constant(INT, 8 * m)), INT) for m in range(count)
+    ]
+    return [builder.add(place, shift) for place in found]
+
+
+@intrinsic
+def dot_8_at(context, places, shift, b, c, depth):
+    """`dot_8` for rows anywhere: their eight addresses lie at `places`, `shift` is added."""
+
+    def build(target, builder, signature, args):
+        places, shift, b, c, depth = args
+        _dots(builder, _rows_at(builder, places, 8, shift), b, c, depth)
+        return target.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), build
+
+
+def _pool_at(floats: int, unroll: int) -> Any:
+    """Make c[n] = sum_m w[m] row[m, n] for rows anywhere; their number is a multiple of 8."""
+    vector, wide = ir.VectorType(FLOAT, BROAD), floats // BROAD
+
+    @intrinsic
+    def pool_at(context, places, shift, w, c, count):
+        def build(target, builder, signature, args):
+            places, shift, w, c, count = args
+            sums = _zero_sums(builder, unroll * wide, BROAD)
+            with cgutils.for_range_slice(
+                builder, ir.Constant(INT, 0), count, ir.Constant(INT, unroll), INT
+            ) as (m, _count):
+                here = builder.add(places, builder.mul(m, ir.Constant(INT, 8)))
+                for u, row in enumerate(_rows_at(builder, here, unroll, shift)):
+                    at_w = builder.add(w, builder.mul(m, ir.Constant(INT, 4)))
+                    each = load(builder, builder.add(at_w, ir.Constant(INT, 4 * u)), FLOAT)
+                    each = splat(builder, each, BROAD)
+                    for n in range(wide):
+                        step = ir.Constant(INT, 4 * BROAD * n)
+                        x, slot = load(builder, builder.add(row, step), vector), sums[u * wide + n]
+                        builder.store(fma(builder, each, x, builder.load(slot)), slot)
+            for n in range(wide):
+                total = builder.load(sums[n])
+                for u in range(1, unroll):
+                    total = builder.fadd(total, builder.load(sums[u * wide + n]), flags=FAST)
+                store(builder, total, builder.add(c, ir.Constant(INT, 4 * BROAD * n)))
+            return target.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), build
+
+    return pool_at
+
+
+pool_16_at, pool_64_at = _pool_at(16, 4), _pool_at(64, 2 if BROAD > LANE else 1)
 
 
 def _fold(builder: Any, lanes: Any) -> Any:
