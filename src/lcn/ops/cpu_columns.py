@@ -20,6 +20,10 @@ _TRIES = 12
 """Halvings of a search for the k best: more cost more than sorting what too many would."""
 
 
+_TOGETHER = 4
+"""Rows of a column that are copied without asking how many there are."""
+
+
 class Columns(NamedTuple):
     """Which column of the product each row reads, and what is multiplied."""
 
@@ -33,7 +37,8 @@ class Columns(NamedTuple):
     """int32: how many rows of the span read a column, filled up with zeros to whole strides;
     empty where candidates' rows differ."""
     row_N: np.ndarray
-    """Rows by column, the latest first; empty where columns are not ranked."""
+    """Rows by column, the latest first, `_TOGETHER` zeros behind; empty where columns are not
+    ranked."""
     end_J: np.ndarray
     """Where each column's rows end in `row_N`."""
 
@@ -54,14 +59,27 @@ def find_columns(task: Task) -> Columns:
         place_T, count_J = np.arange(hi - lo, dtype=np.int32), np.ones(hi - lo, np.int32)
         vector_JD = task.vector_ID[task.item_T[lo:hi]]
         return Columns(place_T, lo, vector_JD, code_TE, _fill_up(count_J), none, none)
-    count_J = np.bincount(place_T, minlength=len(task.vector_ID)).astype(np.int32)
-    order_N = np.argsort(place_T[::-1], kind="stable")
-    row_N, end_J = (hi - 1 - order_N).astype(np.int32), np.cumsum(count_J).astype(np.int32)
+    count_J, end_J = np.zeros((2, len(task.vector_ID)), np.int32)
+    row_N = np.zeros(hi - lo + _TOGETHER, np.int32)
+    _by_column(place_T, lo, count_J, end_J, row_N)
     return Columns(place_T, lo, task.vector_ID, code_TE, _fill_up(count_J), row_N, end_J)
 
 
 def _fill_up(count_J: np.ndarray) -> np.ndarray:
     return np.pad(count_J, (0, -len(count_J) % STRIDE))
+
+
+@kernel
+def _by_column(place_T, first, count_J, end_J, row_N):
+    for place in place_T:
+        count_J[place] += 1
+    total = 0
+    for j in range(len(count_J)):
+        end_J[j] = total
+        total += count_J[j]
+    for t in range(len(place_T) - 1, -1, -1):
+        row_N[end_J[place_T[t]]] = first + t
+        end_J[place_T[t]] += 1
 
 
 @kernel
@@ -92,11 +110,17 @@ def _column_threshold(key_J, count_J, bounds, k, ends_2):
     return np.int32(low)
 
 
+@kernel
+def make_row_list(rows, keep):
+    """Room for any column's rows after others, and for the answer."""
+    return np.empty(2 * rows + keep + _TOGETHER, np.int32)
+
+
 @leaf
-def rank_columns(columns, score_J, sorter, kept_K):
+def rank_columns(columns, score_J, sorter, row_K, kept_K):
     """Keep the best rows by ranking columns, whose rows are equal where there are no codes.
 
-    `score_J` is -inf where a column has no rows.
+    `score_J` is -inf where a column has no rows; `row_K` is scratch from `make_row_list`.
 
     Returns:
         False where two columns tie, whose rows would have to be merged; nothing is kept then.
@@ -107,18 +131,20 @@ def rank_columns(columns, score_J, sorter, kept_K):
     found = collect(sorter.key_N, len(score_J), low, columns.row_N[:0], 0, word_N)
     if found:
         sort_words(word_N, found, sorter)
-    filled = 0
+    filled, keep = 0, len(kept_K)
     for place in range(found - 1, -1, -1):
-        if filled == len(kept_K):
+        if filled >= keep:
             break
         if place and word_N[place - 1] >> 32 == word_N[place] >> 32:
             return False
         j = word_N[place] & 0xFFFFFFFF
-        end = np.int64(columns.end_J[j])
-        for n in range(end - np.int64(columns.count_J[j]), end):
-            if filled < len(kept_K):
-                kept_K[filled] = columns.row_N[n]
-                filled += 1
-    for k in range(filled, len(kept_K)):
-        kept_K[k] = -1
+        count = np.int64(columns.count_J[j])
+        start = np.int64(columns.end_J[j]) - count
+        for n in range(_TOGETHER):
+            row_K[filled + n] = columns.row_N[start + n]
+        for n in range(_TOGETHER, count):
+            row_K[filled + n] = columns.row_N[start + n]
+        filled += count
+    for k in range(keep):
+        kept_K[k] = row_K[k] if k < filled else -1
     return True

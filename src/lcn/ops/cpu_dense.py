@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lcn.ops.cpu_blocks import MEAN, SOFTMAX, Task, padded
-from lcn.ops.cpu_columns import find_columns, rank_columns
+from lcn.ops.cpu_columns import find_columns, make_row_list, rank_columns
 from lcn.ops.cpu_forward import Pooled
 from lcn.ops.cpu_plan import on_threads, workers
 from lcn.ops.cpu_topk import Sorter, make_sorter, select_best
@@ -81,12 +81,13 @@ class _Scratch(NamedTuple):
     some ten cycles before the next can be added, so there are four of each."""
     lanes_2L: np.ndarray
     sorter: Sorter
+    row_K: np.ndarray
 
 
 @kernel
 def _weigh_run(task, out, columns, score_QJ, first, c0, c1):
     """Turn the scores of candidates c0 to c1 - 1 into weights in place; `first` is row 0's."""
-    wide, codes = score_QJ.shape[1], columns.code_TE.shape[1]
+    wide, codes, keep = score_QJ.shape[1], columns.code_TE.shape[1], out.kept_CK.shape[1]
     longest = wide
     for c in range(c0, c1):
         longest = max(longest, task.span_C2[c, 1] - task.span_C2[c, 0])
@@ -97,7 +98,8 @@ def _weigh_run(task, out, columns, score_QJ, first, c0, c1):
         np.empty((codes, listed), np.int32),
         np.zeros((4, wide + task.bias_QV.shape[1]), np.float32),
         np.empty((2, LANE), np.float32),
-        make_sorter(longest if out.kept_CK.shape[1] else 0),
+        make_sorter(longest if keep else 0),
+        make_row_list(longest if keep else 0, keep),
     )
     _weigh(task, out, columns, score_QJ, first, c0, c1, scratch)
 
@@ -133,7 +135,8 @@ def _weigh_columns(task, columns, score_J, start, count, scratch, kept_K):
     for j in range(wide):
         score_N[j] = score_J[j] if columns.count_J[j] else -np.inf
     if len(kept_K) and len(columns.row_N):
-        ranked = rank_columns(columns, score_N[:wide], scratch.sorter, kept_K)
+        sorter, row_K = scratch.sorter, scratch.row_K
+        ranked = rank_columns(columns, score_N[:wide], sorter, row_K, kept_K)
         if not ranked:
             _keep(task, columns, score_J, start, count, scratch, kept_K)
             for j in range(wide):
