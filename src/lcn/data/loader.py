@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lcn.config import Config
 from lcn.data.batch import Batch, Rows
 from lcn.data.dataset import Dataset, EventStore
-from lcn.data.windows import UniqueItems, merge_windows, take_rows
+from lcn.data.windows import UniqueItems, merge_windows, take_runs
 from lcn.schema import Split
 
 Int64 = NDArray[np.int64]
@@ -61,21 +61,21 @@ class Collator:
 
         lifelong, short = self._config.lifelong, self._config.short
         longest = max(lifelong, short) if self._config.overlap else lifelong + short
-        source_row_T, source_C2 = _window(store["source"], user_C, user_of_C, source_end_C, longest)
-        target_row_T, target_C2 = _window(
+        source_R2, source_C2 = _window(store["source"], user_C, user_of_C, source_end_C, longest)
+        target_R2, target_C2 = _window(
             store["target"], user_C, user_of_C, target_end_C, self._config.short
         )
         short_source_C2, older_C2 = _cut(source_C2, short)
         address_I, (source_T, target_T, candidate_C) = self._unique.number(
-            store["source"].item_E[source_row_T],
-            store["target"].item_E[target_row_T],
+            take_runs(store["source"].item_E, source_R2),
+            take_runs(store["target"].item_E, target_R2),
             rows.item_S[sample],
         )
         return Batch(
             item_IF=_tensor(self._dataset.item_IF[address_I]),
             address_I=_tensor(address_I),
-            source=_rows(store["source"], source_row_T, source_T, source_C2, user_of_C),
-            target=_rows(store["target"], target_row_T, target_T, target_C2, user_of_C),
+            source=_rows(store["source"], source_R2, source_T, source_C2, user_of_C),
+            target=_rows(store["target"], target_R2, target_T, target_C2, user_of_C),
             lifelong_C2=_newest(source_C2 if self._config.overlap else older_C2, lifelong),
             short_source_C2=_tensor(short_source_C2),
             short_target_C2=_newest(target_C2, short),
@@ -176,7 +176,7 @@ def _window(
 
 
 def _rows(
-    store: EventStore, row_T: Int64, item_T: NDArray, span_C2: Int64, user_of_C: Int64
+    store: EventStore, run_R2: Int64, item_T: NDArray, span_C2: Int64, user_of_C: Int64
 ) -> Rows:
     users = int(user_of_C[-1]) + 1 if len(user_of_C) else 0
     # A user's rows end where the last of its candidates' spans ends.
@@ -184,8 +184,8 @@ def _rows(
     np.maximum.at(end_U, user_of_C, span_C2[:, 1])
     return Rows(
         item_T=torch.from_numpy(item_T),
-        context_TG=torch.from_numpy(take_rows(store.context_EG, row_T)),
-        time_T=torch.from_numpy(np.asarray(store.time_E[row_T])),
+        context_TG=torch.from_numpy(take_runs(store.context_EG, run_R2)),
+        time_T=torch.from_numpy(take_runs(store.time_E, run_R2)),
         offsets_U1=torch.from_numpy(np.r_[0, end_U]),
     )
 

@@ -25,44 +25,35 @@ def merge_windows(
         user_of_C: user of each candidate, never decreasing.
 
     Returns:
-        row_T: the store row of each batch row.
+        run_R2: first and one-past-last store row of each run of batch rows, in their order.
         span_C2: each candidate's span in batch rows.
     """
-    row_T = np.empty(_count_rows(start_C, end_C, user_of_C), np.int64)
+    run_R2 = np.empty((len(start_C), 2), np.int64)
     span_C2 = np.empty((len(start_C), 2), np.int64)
-    _lay_rows(start_C, end_C, user_of_C, row_T, span_C2)
-    return row_T, span_C2
+    runs = _lay_runs(start_C, end_C, user_of_C, run_R2, span_C2)
+    return run_R2[:runs], span_C2
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_rows(start_C, end_C, user_of_C):
-    total, covered, user = 0, np.int64(0), np.int64(-1)
+def _lay_runs(start_C, end_C, user_of_C, run_R2, span_C2):
+    runs, filled, covered, user = 0, np.int64(0), np.int64(0), np.int64(-1)
     for c in range(len(start_C)):
-        first = start_C[c]
-        if user_of_C[c] == user:
+        first, same = start_C[c], user_of_C[c] == user
+        if same:
             first = max(first, covered)
         if end_C[c] > first:
-            total += end_C[c] - first
-        covered = max(end_C[c], covered) if user_of_C[c] == user else end_C[c]
-        user = user_of_C[c]
-    return total
-
-
-@numba.njit(cache=True, nogil=True)
-def _lay_rows(start_C, end_C, user_of_C, row_T, span_C2):
-    filled, covered, user = 0, np.int64(0), np.int64(-1)
-    for c in range(len(start_C)):
-        first = start_C[c]
-        if user_of_C[c] == user:
-            first = max(first, covered)
-        for row in range(first, end_C[c]):
-            row_T[filled] = row
-            filled += 1
-        covered = max(end_C[c], covered) if user_of_C[c] == user else end_C[c]
+            if same and runs and run_R2[runs - 1, 1] == first:
+                run_R2[runs - 1, 1] = end_C[c]
+            else:
+                run_R2[runs, 0], run_R2[runs, 1] = first, end_C[c]
+                runs += 1
+            filled += end_C[c] - first
+        covered = max(end_C[c], covered) if same else end_C[c]
         user = user_of_C[c]
         # Ends are ordered within a user, so a span is always the newest rows laid so far.
         span_C2[c, 1] = filled
         span_C2[c, 0] = filled - (end_C[c] - start_C[c])
+    return runs
 
 
 class UniqueItems:
@@ -108,10 +99,16 @@ def _translate(address, position):
 
 
 @numba.njit(cache=True, nogil=True)
-def take_rows(column, row_T):
-    """Return `column[row_T]` without holding the interpreter lock while pages are read."""
-    out = np.empty((len(row_T), column.shape[1]), column.dtype)
-    for index in range(len(row_T)):
-        for field in range(column.shape[1]):
-            out[index, field] = column[row_T[index], field]
+def take_runs(column, run_R2):
+    """Copy runs of a column one after the other, without the interpreter lock while pages are
+    read."""
+    total = 0
+    for r in range(len(run_R2)):
+        total += run_R2[r, 1] - run_R2[r, 0]
+    out = np.empty((total,) + column.shape[1:], column.dtype)
+    filled = 0
+    for r in range(len(run_R2)):
+        first, last = run_R2[r, 0], run_R2[r, 1]
+        out[filled : filled + last - first] = column[first:last]
+        filled += last - first
     return out
