@@ -108,6 +108,15 @@ def test_power_law_touches_few_rows_of_a_large_table():
     assert small < large < even / 2
 
 
+def test_the_head_of_a_table_is_touched_alike_whatever_its_size():
+    small, large = (
+        build_batches(replace(SMALL, items=items, batch=512, popularity="head"), 1)[0]
+        for items in (100_000, 400_000)
+    )
+    assert len(small.item_IF) == len(large.item_IF)
+    assert int(large.item_IF.max()) > 200_000
+
+
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_need_is_linear_in_history_and_shared_by_groups(backbone):
     settings = {"key": "item"} if backbone == "sim_hard" else {}

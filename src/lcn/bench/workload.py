@@ -25,13 +25,16 @@ from lcn.model import Model, ModelConfig
 from lcn.schema import FIRST_VALUE, Count, Field, Manifest, SplitTimes
 
 Lengths = Literal["full", "ragged"]
-Popularity = Literal["power", "uniform"]
+Popularity = Literal["power", "uniform", "head"]
+"""power: items follow a power law over the whole table; uniform: all alike; head: the power law over
+`HEAD` items, wherever they lie, so that tables of any size are touched alike."""
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
 SHORT = 50
 GAP = 3
 """Events between two impressions of one user."""
+HEAD = 100_000
 EXPONENT = 1.2
 """Of the power law: the item of rank r is drawn in proportion to r^-1.2."""
 
@@ -207,11 +210,12 @@ def _items(work: Workload, count: int, rng: np.random.Generator) -> NDArray[np.i
     """Draw item addresses; popular items lie anywhere in the table, as in a real one."""
     if work.popularity == "uniform":
         return rng.integers(0, work.items, count, np.int32)
-    # The continuous power law on [1, items + 1), by the inverse of its distribution.
+    ranks = min(work.items, HEAD) if work.popularity == "head" else work.items
+    # The continuous power law on [1, ranks + 1), by the inverse of its distribution.
     tail = 1 - EXPONENT
-    rank = (1 + rng.random(count) * ((work.items + 1.0) ** tail - 1)) ** (1 / tail)
+    rank = (1 + rng.random(count) * ((ranks + 1.0) ** tail - 1)) ** (1 / tail)
     place_R = np.random.default_rng(0).permutation(work.items).astype(np.int32)
-    return place_R[np.minimum(rank.astype(np.int64) - 1, work.items - 1)]
+    return place_R[np.minimum(rank.astype(np.int64) - 1, ranks - 1)]
 
 
 def _manifest(items: int, users: int, samples: int) -> Manifest:

@@ -79,8 +79,8 @@ def bench() -> None:
     "--popularity",
     default="power",
     show_default=True,
-    type=click.Choice(["power", "uniform"]),
-    help="How items are drawn: rank^-1.2, or alike.",
+    type=click.Choice(["power", "uniform", "head"]),
+    help="How items are drawn: rank^-1.2, alike, or rank^-1.2 over 100,000 of them.",
 )
 @click.option(
     "--variant",
