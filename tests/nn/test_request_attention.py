@@ -80,6 +80,7 @@ def test_the_best_of_listed_rows_are_the_references(heads, keep):
     selection = Selection(kept_CK=listed(40))
     found, wanted = both(attention, rows, selection, query_CD, time_C, heads=heads, keep=keep)
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-5)
+    assert found[1] is not None and wanted[1] is not None
     assert torch.equal(found[1], wanted[1])
 
 

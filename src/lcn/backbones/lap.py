@@ -117,7 +117,7 @@ class Lap(Backbone[LapState]):
             )
         if self.fsa is not None:
             self.ffn = nn.Sequential(
-                nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+                nn.Linear(width, 4 * width), nn.ReLU(inplace=True), nn.Linear(4 * width, width)
             )
             if config.fsa_residual:
                 self.residual = nn.Linear(item_width, width, bias=False)

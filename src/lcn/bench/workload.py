@@ -26,8 +26,8 @@ from lcn.schema import FIRST_VALUE, Count, Field, Manifest, SplitTimes
 
 Lengths = Literal["full", "ragged"]
 Popularity = Literal["power", "uniform", "head"]
-"""power: items follow a power law over the whole table; uniform: all alike; head: the power law over
-`HEAD` items, wherever they lie, so that tables of any size are touched alike."""
+"""power: items follow a power law over the whole table; uniform: all alike; head: the power law
+over `HEAD` items, wherever they lie, so that tables of any size are touched alike."""
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000

@@ -105,7 +105,7 @@ def take_runs(column, run_R2):
     total = 0
     for r in range(len(run_R2)):
         total += run_R2[r, 1] - run_R2[r, 0]
-    out = np.empty((total,) + column.shape[1:], column.dtype)
+    out = np.empty((total, *column.shape[1:]), column.dtype)
     filled = 0
     for r in range(len(run_R2)):
         first, last = run_R2[r, 0], run_R2[r, 1]

@@ -108,16 +108,14 @@ def _weigh_run(task, out, columns, score_QJ, first, c0, c1):
 def _weigh(task, out, columns, score_QJ, first, c0, c1, scratch):
     plain = task.bias_QV.shape[1] == 0 and not task.listed
     for c in range(c0, c1):
-        start = task.span_C2[c, 0]
-        count = task.span_C2[c, 1] - start
         for h in range(task.heads):
             q = c * task.heads + h
             score_J = score_QJ[q - first * task.heads]
             kept_K = out.kept_CK[c] if h == 0 else out.kept_CK[c, :0]
             if plain:
-                _weigh_columns(task, columns, score_J, start, count, scratch, kept_K)
+                _weigh_columns(task, columns, c, score_J, scratch, kept_K)
             else:
-                _weigh_rows(task, out, columns, q, score_J, start, count, scratch, kept_K)
+                _weigh_rows(task, out, columns, q, score_J, scratch, kept_K)
 
 
 @leaf
@@ -127,8 +125,10 @@ def _linear(norm, live):
 
 
 @leaf
-def _weigh_columns(task, columns, score_J, start, count, scratch, kept_K):
+def _weigh_columns(task, columns, c, score_J, scratch, kept_K):
     """Weights of a span without codes: rows of one column weigh the same."""
+    start = task.span_C2[c, 0]
+    count = task.span_C2[c, 1] - start
     score_N, wide, norm = scratch.score_N, len(score_J), task.norm
     if len(kept_K) and len(columns.row_N) == 0:
         _keep(task, columns, score_J, start, count, scratch, kept_K)
@@ -165,8 +165,14 @@ def _keep(task, columns, score_J, start, count, scratch, kept_K):
 
 
 @leaf
-def _look_up(task, columns, q, score_J, start, count, scratch):
-    """Scores of one candidate's rows: the product's column and the biases of the row's codes."""
+def _look_up(task, columns, q, score_J, scratch):
+    """Scores of one candidate's rows: the product's column and the biases of the row's codes.
+
+    Returns:
+        The candidate's first row, or place in the list of rows, and how many there are.
+    """
+    start = task.span_C2[q // task.heads, 0]
+    count = task.span_C2[q // task.heads, 1] - start
     score_N, place_N, bias_V, wide = scratch.score_N, scratch.place_N, task.bias_QV[q], len(score_J)
     for n in range(count):
         t = np.int64(task.row_L[start + n] if task.listed else start + n) - columns.first
@@ -179,13 +185,14 @@ def _look_up(task, columns, q, score_J, start, count, scratch):
             code = columns.code_TE[t, e]
             score_N[n] += bias_V[code]
             code_N[n] = wide + code
+    return start, count
 
 
 @leaf
-def _weigh_rows(task, out, columns, q, score_J, start, count, scratch, kept_K):
+def _weigh_rows(task, out, columns, q, score_J, scratch, kept_K):
     """Weights of rows, added up by column and by code."""
     score_N = scratch.score_N
-    _look_up(task, columns, q, score_J, start, count, scratch)
+    start, count = _look_up(task, columns, q, score_J, scratch)
     if len(kept_K):
         row_N = task.row_L[start : start + count] if task.listed else task.row_L[:0]
         select_best(score_N[:count], row_N, start, count, len(kept_K), scratch.sorter, kept_K)

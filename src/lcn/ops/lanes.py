@@ -250,9 +250,7 @@ def dot_8(context, a, a_row, b, c, depth):
 
 def _rows_at(builder: Any, places: Any, count: int, shift: Any) -> list[Any]:
     """Load the addresses of `count` rows and shift them by as many bytes."""
-    found = [
-        load(builder, builder.add(places, ir.Constant(INT, 8 * m)), INT) for m in range(count)
-    ]
+    found = [load(builder, builder.add(places, ir.Constant(INT, 8 * m)), INT) for m in range(count)]
     return [builder.add(place, shift) for place in found]
 
 
