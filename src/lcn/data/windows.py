@@ -6,6 +6,8 @@ trainer computes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +101,7 @@ def _translate(address, position):
 
 
 @numba.njit(cache=True, nogil=True)
-def take_runs(column, run_R2):
+def take_runs(column: NDArray[Any], run_R2: NDArray[np.int64]) -> NDArray[Any]:
     """Copy runs of a column one after the other, without the interpreter lock while pages are
     read."""
     total = 0
