@@ -20,6 +20,7 @@ from lcn.data.dataset import Dataset, Samples
 from lcn.evaluate.compare import Difference, compare
 from lcn.evaluate.metrics import sigmoid
 from lcn.evaluate.predictions import Predictions
+from lcn.experiments.neighbours import neighbour_features
 from lcn.schema import Split
 
 Floats = NDArray[np.float64]
@@ -67,6 +68,8 @@ class LogFacts:
     """Mutual information between the category of a clicked target item and the user's most
     frequent source category, as a share of the former's entropy, less what chance would show."""
     probe: Probe
+    neighbours: Probe | None
+    """Likewise by responses to neighbours of the item; None where the log tells no responses."""
 
     @property
     def drivers(self) -> dict[str, float]:
@@ -110,12 +113,35 @@ def read_facts(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> LogF
         clicks_per_item=int(clicked.sum()) / max(len(np.unique(np.asarray(train.item_S))), 1),
         category_information=_information(dataset),
         probe=run_probe(dataset, resamples=resamples, seed=seed),
+        neighbours=run_neighbours(dataset, resamples=resamples, seed=seed),
     )
 
 
 def run_probe(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> Probe:
     """Count on training, weigh the counts on validation, measure on test."""
-    features = {split: _features(dataset, split) for split in _MEASURED}
+    return _measure(
+        dataset,
+        {split: _features(dataset, split) for split in _MEASURED},
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def run_neighbours(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> Probe | None:
+    """Neighbours of training, weighed on validation, measured on test; None without responses."""
+    features = {}
+    for split in _MEASURED:
+        counted = neighbour_features(dataset, split)
+        if counted is None:
+            return None
+        features[split] = counted
+    return _measure(dataset, features, resamples=resamples, seed=seed)
+
+
+def _measure(
+    dataset: Dataset, features: dict[Split, Floats], *, resamples: int, seed: int
+) -> Probe:
+    """AUC with and without the source log's features, the last two."""
     label = {split: np.asarray(dataset.samples[split].label_S) for split in _MEASURED}
     scores = {}
     for kind, columns in (("target", slice(0, -2)), ("both", slice(0, None))):
