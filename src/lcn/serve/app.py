@@ -80,7 +80,8 @@ def build_app(parts: Parts) -> FastAPI:
         metrics=parts.metrics,
         max_bytes=parts.config.max_body_bytes,
         timeout_s=parts.config.body_timeout_s,
-        busy=lambda: parts.ranker.hopeless(parts.config.deadline_ms / 1000),
+        busy=parts.ranker.admission.refusal,
+        deadline_ms=parts.config.deadline_ms,
     )
     return app
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lcn.errors import StoreError
+from lcn.serve.admission import Overloaded
 from lcn.serve.metrics import ServerMetrics
-from lcn.serve.ranker import Overloaded
 from lcn.serve.registry import Registry
 from lcn.serve.store.base import Ack, BehaviourStore, Outcome
 from lcn.serve.store.records import Event, pack, time_problem

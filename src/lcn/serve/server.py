@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -24,6 +25,7 @@ from lcn.errors import LcnError, ServeError
 from lcn.serve.app import build_app
 from lcn.serve.auth import tokens_for
 from lcn.serve.bundle import Bundle, BundleManifest, load_bundle
+from lcn.serve.guard import Guard
 from lcn.serve.ingest import Ingest
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.parts import Parts
@@ -93,7 +95,7 @@ def open_server(
         short=max(each.manifest.short for each in loaded),
     )  # fmt: skip
     ingest = Ingest(store, registry, metrics, earliest=config.earliest_ms, most=config.ingest_queue)
-    metrics.watch(registry, store, lambda: ranker.pending)
+    metrics.watch(registry, store, lambda: ranker.admission.pending)
     holder: list[Running] = []
     parts = Parts(
         config, store, registry, ranker, ingest, metrics, tokens,
@@ -131,7 +133,11 @@ def run_server(running: Running, *, started: Callable[[str], None] = lambda url:
         port = listener.getsockname()[1]
         server = _Server(running, config, lambda: started(f"http://{config.host}:{port}"))
         with _audits(running):
-            asyncio.run(server.serve(sockets=[listener]))
+            # What lives as long as the server is never looked at again by the garbage collector,
+            # whose full turns would each hold up every request for a tenth of a second.
+            gc.collect()
+            gc.freeze()
+            server.listen_on(listener)
     finally:
         listener.close()
         close_server(running)
@@ -148,9 +154,7 @@ def background(running: Running) -> Iterator[str]:
     up = threading.Event()
     listener = _listen(running.parts.config)
     server = _Server(running, running.parts.config, up.set)
-    thread = threading.Thread(
-        target=lambda: asyncio.run(server.serve(sockets=[listener])), name="server"
-    )
+    thread = threading.Thread(target=server.listen_on, args=(listener,), name="server")
     thread.start()
     try:
         if not up.wait(60):
@@ -167,19 +171,24 @@ class _Server(uvicorn.Server):
     """Uvicorn that says it is not ready before it stops accepting."""
 
     def __init__(self, running: Running, config: ServeConfig, started: Callable[[], None]) -> None:
+        guard = Guard(config.header_timeout_s, config.max_header_bytes, config.max_connections)
         super().__init__(
             uvicorn.Config(
                 running.app,
+                http=guard.protocol,  # type: ignore[arg-type]
                 log_level="warning",
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=max(1, round(config.drain_s)),
                 timeout_keep_alive=30,
-                limit_concurrency=max(4 * config.queue, 512),
-                h11_max_incomplete_event_size=32 * 1024,
             )
         )
         self._running, self._told = running, started
+
+    def listen_on(self, listener: socket.socket) -> None:
+        """Run until told to stop, on the fastest event loop there is."""
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self.serve(sockets=[listener]))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell when requests are answered."""

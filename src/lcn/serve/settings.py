@@ -48,6 +48,12 @@ class ServeConfig(Config):
     ingest_queue: int = 20_000
     """Events that wait for the store; more are turned away."""
     body_timeout_s: float = 5.0
+    header_timeout_s: float = 5.0
+    """For the headers of a request, from the opening of its connection or its first byte."""
+    max_header_bytes: int = 32 * 1024
+    """Of a request's first line and headers."""
+    max_connections: int = 512
+    """Open at once; beyond, the one that has waited longest without a request is closed."""
     drain_s: float = 10.0
     """How long running requests may take after SIGTERM."""
     warm_users: int = 1000
