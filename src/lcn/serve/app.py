@@ -23,7 +23,6 @@ from lcn.serve.parts import FastRoute, Parts, allowed, as_json, probabilities, r
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import Version, bundle_path
 from lcn.serve.settings import ServeConfig
-from lcn.serve.store.records import Event
 from lcn.serve.wire import (
     DeleteAnswer,
     ErrorAnswer,
@@ -119,14 +118,7 @@ def _ranking(parts: Parts) -> APIRouter:
             raise HTTPException(
                 400, f"events: at most {parts.config.max_events}, got {len(body.events)}"
             )
-        events = [
-            Event(
-                each.user, each.event_id, each.item, each.time, each.domain, each.sequence,
-                each.arrival, each.context,
-            )
-            for each in body.events
-        ]  # fmt: skip
-        done = await parts.ingest.add(events)
+        done = await parts.ingest.add(body.events)
         return as_json(
             {
                 "outcomes": done.outcomes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lcn.serve.admission import Overloaded
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.registry import Registry
 from lcn.serve.store.base import Ack, BehaviourStore, Outcome
-from lcn.serve.store.records import Event, pack, time_problem
+from lcn.serve.store.records import EventLike, pack, time_problem
 
 Refused = Literal["unit", "early", "future"]
 
@@ -35,7 +36,7 @@ class Ingested:
 
 @dataclass(slots=True)
 class _Waiting:
-    events: Sequence[Event]
+    events: Sequence[EventLike]
     done: asyncio.Future[Ack]
 
 
@@ -66,7 +67,7 @@ class Ingest:
         self._count = 0
         self._running = False
 
-    async def add(self, events: Sequence[Event]) -> Ingested:
+    async def add(self, events: Sequence[EventLike]) -> Ingested:
         """Store events; those with impossible times are refused one by one.
 
         Raises:
@@ -83,8 +84,8 @@ class Ingest:
         ack = await self._commit(good)
         stored = iter(ack.outcomes)
         outcomes = tuple(problem or next(stored) for problem in problems)
-        for outcome in outcomes:
-            self._metrics.events.labels(outcome).inc()
+        for outcome, count in Counter(outcomes).items():
+            self._metrics.events.labels(outcome).inc(count)
         versions = {event.user: ack.versions[event.user] for event in good}
         return Ingested(outcomes, versions, ack.durability)  # type: ignore[arg-type]
 
@@ -102,7 +103,7 @@ class Ingest:
         """Finish what waits."""
         self._pool.shutdown(wait=True)
 
-    async def _commit(self, events: Sequence[Event]) -> Ack:
+    async def _commit(self, events: Sequence[EventLike]) -> Ack:
         if self._count + len(events) > self._most:
             raise Overloaded("ingest")
         loop = asyncio.get_running_loop()
