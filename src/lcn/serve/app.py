@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
@@ -196,7 +195,7 @@ def _models(parts: Parts) -> APIRouter:
         folder = bundle_path(Folder(parts.config.bundles), body.bundle)
         try:
             version = await asyncio.to_thread(
-                parts.registry.load, folder, warm_users=parts.config.warm_users
+                parts.registry.load, folder, warm_users=parts.config.warm_users, now=parts.now
             )
         except Exception:
             parts.metrics.swaps.labels("refused").inc()
@@ -261,8 +260,7 @@ def _rank_answer(body: RankRequest, ranked: Ranked) -> dict[str, Any]:
 
 
 def _state_answer(parts: Parts, version: Version, user: str) -> dict[str, Any]:
-    now = _now()
-    lease = version.cache.get(user, now)
+    lease = version.cache.get(user, parts.now())
     view = lease.view
     return {
         "user": user,
@@ -310,7 +308,3 @@ def _openapi(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
         most["maxItems"] = min(most["maxItems"], config.max_events)
         app.openapi_schema = page
     return app.openapi_schema
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -7,9 +7,8 @@ once per group and not once per request.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -47,6 +46,7 @@ class Ingest:
         store: where events go.
         registry: whose caches follow.
         metrics: counted here.
+        now: the time of day, UTC milliseconds.
         earliest: UTC milliseconds of the first plausible event.
         most: events that may wait.
     """
@@ -57,11 +57,12 @@ class Ingest:
         registry: Registry,
         metrics: ServerMetrics,
         *,
+        now: Callable[[], int],
         earliest: int,
         most: int = 20_000,
     ) -> None:
         self._store, self._registry, self._metrics = store, registry, metrics
-        self._earliest, self._most = earliest, most
+        self._now, self._earliest, self._most = now, earliest, most
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._waiting: list[_Waiting] = []
         self._count = 0
@@ -74,7 +75,7 @@ class Ingest:
             StoreError: nothing is acknowledged.
             Overloaded: too many events wait.
         """
-        now = time.time_ns() // 1_000_000
+        now = self._now()
         problems = [
             time_problem(event.time, now, self._earliest)
             or (time_problem(event.arrival, now, self._earliest) if event.arrival else None)
@@ -143,7 +144,7 @@ class Ingest:
         fields = self._store.fields
         batch = [pack(event, fields) for each in group for event in each.events]
         try:
-            ack = self._store.append(batch, time.time_ns() // 1_000_000)
+            ack = self._store.append(batch, self._now())
         except StoreError:
             # Part of the batch may be in (several users on a server): caches must ask again.
             for user in {each.user for each in batch}:

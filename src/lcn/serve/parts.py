@@ -36,6 +36,8 @@ class Parts:
     metrics: ServerMetrics
     tokens: Tokens | None
     ready: Callable[[], bool]
+    now: Callable[[], int]
+    """The time of day, UTC milliseconds."""
     users: Callable[[str, int], list[str]]
     """Users to pick from, by prefix."""
 

@@ -105,6 +105,7 @@ class Ranker:
         registry: the versions.
         store: where histories are.
         metrics: counted here.
+        now: the time of day, UTC milliseconds.
         workers: threads that score.
         queue: requests that may wait or run.
         stale_s: how old a state may be when the store does not answer.
@@ -117,13 +118,14 @@ class Ranker:
         store: BehaviourStore,
         metrics: ServerMetrics,
         *,
+        now: Callable[[], int],
         workers: int = 1,
         queue: int = 64,
         stale_s: float = 600.0,
         short: int = 50,
     ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
-        self._workers = workers
+        self._now, self._workers = now, workers
         self._stale_s, self._short = stale_s, short
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rank")
         self.admission = Admission(workers, queue)
@@ -175,7 +177,7 @@ class Ranker:
         hopeless = waited > 0.001 and started + self.admission.service_s > run.deadline
         if hopeless or started > run.deadline or job.cancelled:
             raise Late("queue")
-        now = time.time_ns() // 1_000_000
+        now = self._now()
         moment = now + 1 if job.moment is None else job.moment
         view, age, degraded = self._view(job.user, version, now, run.deadline - started)
         ready = clock()

@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lcn.errors import LcnError, ServeError
 from lcn.serve.app import build_app
 from lcn.serve.auth import tokens_for
 from lcn.serve.bundle import Bundle, BundleManifest, load_bundle
+from lcn.serve.clock import SteadyClock
 from lcn.serve.guard import Guard
 from lcn.serve.ingest import Ingest
 from lcn.serve.metrics import ServerMetrics
@@ -54,6 +54,7 @@ def open_server(
     *,
     token_file: Path | None = None,
     store: BehaviourStore | None = None,
+    now: Callable[[], int] | None = None,
 ) -> Running:
     """Load models and store and make the application; nothing listens yet.
 
@@ -62,6 +63,7 @@ def open_server(
         bundles: folders, or loaded; the first is the default model.
         token_file: tokens to use; see `lcn.serve.auth`.
         store: to use instead of the one the config names.
+        now: the time of day, UTC milliseconds; the default does not follow jumps at once.
 
     Raises:
         CheckpointError: a bundle cannot be served.
@@ -89,17 +91,21 @@ def open_server(
     except BaseException:
         store.close()
         raise
+    now = now or SteadyClock()
     workers = config.workers or min(os.cpu_count() or 1, 4)
     ranker = Ranker(
-        registry, store, metrics, workers=workers, queue=config.queue, stale_s=config.stale_s,
-        short=max(each.manifest.short for each in loaded),
+        registry, store, metrics, now=now, workers=workers, queue=config.queue,
+        stale_s=config.stale_s, short=max(each.manifest.short for each in loaded),
     )  # fmt: skip
-    ingest = Ingest(store, registry, metrics, earliest=config.earliest_ms, most=config.ingest_queue)
+    ingest = Ingest(
+        store, registry, metrics, now=now, earliest=config.earliest_ms, most=config.ingest_queue
+    )
     metrics.watch(registry, store, lambda: ranker.admission.pending)
     holder: list[Running] = []
     parts = Parts(
         config, store, registry, ranker, ingest, metrics, tokens,
         ready=lambda: bool(holder) and holder[0].state == "ready",
+        now=now,
         users=_user_finder(store),
     )  # fmt: skip
     holder.append(Running(parts, build_app(parts), "ready"))
@@ -231,7 +237,7 @@ def _audits(running: Running) -> Iterator[None]:
         while not stop.wait(parts.config.audit_s):
             for version in parts.registry.active():
                 try:
-                    wrong = version.cache.audit(time.time_ns() // 1_000_000, draw)
+                    wrong = version.cache.audit(parts.now(), draw)
                 except LcnError as error:
                     _log.warning("audit: %s", error)
                     continue
