@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from lcn.errors import StoreError
 from lcn.serve.registry import Registry
 from lcn.serve.store.base import BehaviourStore
 
@@ -90,7 +91,10 @@ class _Watched:
                          "audits", "mismatches"):  # fmt: skip
                 counts.add_metric([name, what], getattr(seen, what))
         yield from (info, size, states, counts)
-        facts = self._store.facts()
+        try:
+            facts = self._store.facts()
+        except StoreError:
+            return  # counted where requests ask it; all else is still told
         for name, value, text in (
             ("users", facts.users, "Users with events."),
             ("events", facts.events, "Events kept."),
