@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from test_http import ITEMS, event, live, now
 
-from lcn.serve import ranker
 from lcn.serve.admission import LATE_SHARE, WAIT_SHARE, Admission, Overloaded, Ticket
 from lcn.serve.client import Refused
 
@@ -134,7 +133,7 @@ def test_many_candidates_are_shared_between_workers(
         client.add([event(n, "u") for n in range(15)])
         moment = now() + 1000
         whole = client.rank("u", items, time=moment).logits
-        monkeypatch.setattr(ranker, "PART", 16)
+        monkeypatch.setattr(running.parts.ranker, "_part", 16)
         scorer = running.parts.registry.get().scorer
         score, threads = scorer.score, set()
 

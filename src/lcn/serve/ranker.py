@@ -29,9 +29,6 @@ from lcn.serve.scorer import Request
 from lcn.serve.store.base import BehaviourStore
 from lcn.serve.user_state import View
 
-PART = 256
-"""Candidates that are scored together at most: a part more costs about a millisecond of calls."""
-
 Degraded = Literal["stale", "short", "prior"]
 
 
@@ -110,9 +107,10 @@ class Ranker:
         queue: requests that may wait or run.
         stale_s: how old a state may be when the store does not answer.
         short: events of the short-term part.
+        part: candidates that are scored together; more are cut into parts of nearly one size.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         registry: Registry,
         store: BehaviourStore,
@@ -123,10 +121,11 @@ class Ranker:
         queue: int = 64,
         stale_s: float = 600.0,
         short: int = 50,
+        part: int = 256,
     ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._now, self._workers = now, workers
-        self._stale_s, self._short = stale_s, short
+        self._stale_s, self._short, self._part = stale_s, short, part
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rank")
         self.admission = Admission(workers, queue)
 
@@ -204,7 +203,7 @@ class Ranker:
         Whoever comes takes the next part, so a helper that comes late finds none and nobody waits
         for a helper that has not begun.
         """
-        parts = request.parts(PART)
+        parts = request.parts(self._part)
         if len(parts) == 1:
             return version.scorer.score(view, request).logit_C
         todo = deque(enumerate(parts))

@@ -95,7 +95,8 @@ def open_server(
     workers = config.workers or min(os.cpu_count() or 1, 4)
     ranker = Ranker(
         registry, store, metrics, now=now, workers=workers, queue=config.queue,
-        stale_s=config.stale_s, short=max(each.manifest.short for each in loaded),
+        stale_s=config.stale_s, part=config.part,
+        short=max(each.manifest.short for each in loaded),
     )  # fmt: skip
     ingest = Ingest(
         store, registry, metrics, now=now, earliest=config.earliest_ms, most=config.ingest_queue

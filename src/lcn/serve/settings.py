@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from lcn.config import Config
 from lcn.serve.store.base import Limits
@@ -35,6 +35,9 @@ class ServeConfig(Config):
     """Memory for users' states, for each model."""
     workers: int = 0
     """Threads that score; 0: one per processor, at most 4."""
+    part: int = Field(256, ge=1)
+    """Candidates scored together; of more, idle workers take parts. A part costs some milliseconds
+    of processor time whatever its size, so a large one serves more requests, a small one sooner."""
     queue: int = 64
     """Requests that wait or run at once; more are turned away."""
     deadline_ms: float = 100.0
