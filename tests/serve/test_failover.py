@@ -25,6 +25,7 @@ from lcn.serve.store.base import Limits
 from lcn.serve.store.records import Event, pack
 from lcn.serve.store.redis_servers import DOWN_S, Address, Servers, parse_address
 from lcn.serve.store.redis_store import RedisStore
+from lcn.serve.store.tail import Tail
 
 NOW = 1_700_000_000_000
 PROGRAM = shutil.which("valkey-server") or shutil.which("redis-server")
@@ -247,6 +248,26 @@ def test_ranking_goes_on_without_the_server(tmp_path, world: World, one: Redis, 
         again = client.rank("u", ITEMS)
         assert (again.degraded, again.scores) == (None, fresh.scores)
         assert client.add([event(20, "u")]).outcomes in (["stored"], ["duplicate"])
+
+
+def test_a_full_disk_refuses_events_and_ranks_on(tmp_path, world: World, monkeypatch) -> None:
+    """R-48: 507, and everything else as before; with room again, events are stored again."""
+    with live(tmp_path, world.bundle) as (_, client):
+        client.add([event(n, "u") for n in range(9)])
+        before = client.rank("u", ITEMS)
+
+        def full(self, frame) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Tail, "write", full)
+            with pytest.raises(Refused) as refused:
+                client.add([event(20, "u")])
+            assert refused.value.status == 507
+            seen = client.rank("u", ITEMS)
+            assert (seen.degraded, seen.scores) == (None, before.scores)
+        assert client.add([event(20, "u")]).outcomes == ["stored"]
+        assert client.rank("u", ITEMS).scores != before.scores
 
 
 def test_only_one_caller_tries_a_server_that_failed() -> None:

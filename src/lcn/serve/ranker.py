@@ -121,7 +121,7 @@ class Ranker:
         queue: int = 64,
         stale_s: float = 600.0,
         short: int = 50,
-        part: int = 256,
+        part: int = 500,
     ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._now, self._workers = now, workers

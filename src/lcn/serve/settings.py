@@ -35,7 +35,7 @@ class ServeConfig(Config):
     """Memory for users' states, for each model."""
     workers: int = 0
     """Threads that score; 0: one per processor, at most 4."""
-    part: int = Field(256, ge=1)
+    part: int = Field(500, ge=1)
     """Candidates scored together; of more, idle workers take parts. A part costs some milliseconds
     of processor time whatever its size, so a large one serves more requests, a small one sooner."""
     queue: int = 64
