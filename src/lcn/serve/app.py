@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from lcn import __version__
 from lcn.serve import problems
 from lcn.serve.explain import describe, explain
-from lcn.serve.limits import Limits
+from lcn.serve.limits import STARTED, Limits
 from lcn.serve.oip import infer_router, oip_router
 from lcn.serve.parts import FastRoute, Parts, allowed, as_json, probabilities, rank
 from lcn.serve.ranker import Candidate, Job, Ranked
@@ -93,6 +94,8 @@ def _ranking(parts: Parts) -> APIRouter:
         limit = parts.config.max_candidates
         if len(body.candidates) > limit:
             raise HTTPException(400, f"candidates: at most {limit}, got {len(body.candidates)}")
+        stage, parsed = parts.metrics.stage, time.monotonic()
+        stage.labels("parse").observe(parsed - http.scope[STARTED])
         version = parts.registry.get(body.model)
         job = Job(
             user=body.user,
@@ -108,7 +111,10 @@ def _ranking(parts: Parts) -> APIRouter:
             explain=MOST_EXPLAINED if body.explain else 0,
         )
         ranked = await rank(parts, http, version, job, body.deadline_ms or parts.config.deadline_ms)
-        return as_json(_rank_answer(body, ranked))
+        answered = time.monotonic()
+        answer = as_json(_rank_answer(body, ranked))
+        stage.labels("answer").observe(time.monotonic() - answered)
+        return answer
 
     @router.post("/events", response_model=EventsAnswer, dependencies=[allowed(parts, "ingest")])
     async def add_events(body: EventsRequest) -> Response:

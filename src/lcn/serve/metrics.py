@@ -29,7 +29,8 @@ class ServerMetrics:
             buckets=_SECONDS, registry=own,
         )  # fmt: skip
         self.stage = Histogram(
-            "lcn_stage_seconds", "Time in a stage of a ranking request.", ["stage"],
+            "lcn_stage_seconds",
+            "Time in a stage of a ranking request; rebuild is a part of state.", ["stage"],
             buckets=_SECONDS, registry=own,
         )  # fmt: skip
         self.rejected = Counter(
@@ -54,7 +55,7 @@ class ServerMetrics:
         )
         self.swaps = Counter("lcn_model_changes", "Loads and rollbacks.", ["result"], registry=own)
         self.pending = Gauge("lcn_pending", "Ranking requests that wait or run.", registry=own)
-        for name in ("queue", "state", "score"):
+        for name in ("parse", "queue", "state", "rebuild", "score", "answer"):
             self.stage.labels(name)
 
     def watch(self, models: Registry, store: BehaviourStore, pending: Callable[[], int]) -> None:

@@ -240,7 +240,8 @@ class Ranker:
             if not isinstance(found, int):
                 return found.view, found.age_s, None
             if cache.counts.rebuild_seconds + self.admission.service_s <= left:
-                built = cache.build(user, found, now)
+                with self._metrics.stage.labels("rebuild").time():
+                    built = cache.build(user, found, now)
                 return built.view, built.age_s, None
             stale = self._stale(user, version, now)
             if stale is not None:
