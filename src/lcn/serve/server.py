@@ -186,6 +186,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 running.app,
                 http=guard.protocol,  # type: ignore[arg-type]
+                ws="none",
                 log_level="warning",
                 access_log=False,
                 server_header=False,
