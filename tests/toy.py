@@ -10,6 +10,8 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.schema import Count, Field, Manifest, SplitTimes, write_manifest
@@ -79,7 +81,20 @@ def make_toy(
     for split, low, high in zip(("train", "validation", "test"), bounds, bounds[1:], strict=False):
         for name, column in shown.items():
             _write_array(folder / f"samples/{split}/{name}.npy", column[low:high])
-    return _finish(folder, item, user, columns, shown["label"], bounds)
+    _tell_responses(folder)
+    times = [int(shown["time"][bound]) for bound in bounds[1:3]]
+    return _finish(folder, item, user, columns, shown["label"], bounds, times)
+
+
+KINDS = {"liked": 2, "loved": 3, "seen": 4, "unsure": 5}
+"""Words of the event field `kind`: liked and loved are clicks, seen is none, unsure says nothing."""
+
+
+def _tell_responses(folder: Path) -> None:
+    path = folder / "vocabulary" / "event" / "kind.parquet"
+    path.parent.mkdir(parents=True)
+    table = {"value": list(KINDS), "index": list(KINDS.values()), "count": [1] * len(KINDS)}
+    pq.write_table(pa.table(table), path)
 
 
 def _ends(offsets, time, shown):
@@ -90,7 +105,7 @@ def _ends(offsets, time, shown):
     return ends
 
 
-def _finish(folder, item, user, columns, label, bounds) -> Dataset:
+def _finish(folder, item, user, columns, label, bounds, times) -> Dataset:
     splits = ("train", "validation", "test")
     parts = list(zip(splits, bounds, bounds[1:], strict=False))
     manifest = Manifest(
@@ -104,7 +119,7 @@ def _finish(folder, item, user, columns, label, bounds) -> Dataset:
         request_context=(Field(name="hour", size=6),),
         candidate_fields=(Field(name="campaign", size=9),),
         profile_fields=(Field(name="age", size=5),),
-        split=SplitTimes(timezone="UTC", validation_from=0, test_from=0),
+        split=SplitTimes(timezone="UTC", validation_from=times[0], test_from=times[1]),
         count=Count(
             users=len(user),
             items=len(item),
@@ -113,7 +128,7 @@ def _finish(folder, item, user, columns, label, bounds) -> Dataset:
             positives={split: int(label[low:high].sum()) for split, low, high in parts},
         ),
         rejected={},
-        mapping={},
+        mapping={"responses": {"field": "kind", "clicked": ["liked", "loved"], "shown": ["seen"]}},
         checksums={
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*.npy"))

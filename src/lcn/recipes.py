@@ -6,6 +6,7 @@ Each system of the comparison is one recipe, so `lcn train --recipe lcn` and the
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from lcn.backbones import BackboneConfig
 from lcn.backbones.eta import Eta
@@ -16,6 +17,7 @@ from lcn.backbones.sdim import Sdim
 from lcn.backbones.sim_hard import SimHard
 from lcn.backbones.sim_soft import SimSoft
 from lcn.backbones.twin import Twin
+from lcn.data.source_clicks import stated_responses
 from lcn.model import ModelConfig
 from lcn.objectives import ObjectiveConfig
 from lcn.objectives.at4ctr import At4Ctr
@@ -25,9 +27,11 @@ from lcn.objectives.cl4srec import Cl4SRec
 from lcn.objectives.clrec import ClRec
 from lcn.objectives.crp import Crp
 from lcn.objectives.dss import Dss
+from lcn.objectives.fism import Fism
 from lcn.objectives.sac import Sac
 from lcn.objectives.sqn import Sqn
 from lcn.objectives.ssl_features import Ssl
+from lcn.schema import read_manifest
 from lcn.train.config import RunConfig
 
 Recipe = Callable[[str], RunConfig]
@@ -74,8 +78,11 @@ def lap(dataset: str) -> RunConfig:
 
 
 def lcn(dataset: str) -> RunConfig:
-    """LCN: item vectors aligned by CRP first, then the pyramid learns from clicks."""
-    return _aligned(lap(dataset), "lcn")
+    """LCN as it is best on real logs: where the log tells responses, the pyramid learns from them
+    first and reads the whole history by them too; else CRP aligns item vectors first."""
+    if not _tells_responses(dataset):
+        return _aligned(lap(dataset), "lcn")
+    return _told(_with_backbone(dataset, Lap.Config(fism=True)), "lcn")
 
 
 def lcn_paper(dataset: str) -> RunConfig:
@@ -91,6 +98,11 @@ def csa_crp(dataset: str) -> RunConfig:
     return _aligned(bare, "csa_crp")
 
 
+def told(recipe: Recipe, name: str) -> Recipe:
+    """Return a recipe that learns from responses in the histories first, as `lcn` does."""
+    return lambda dataset: _told(recipe(dataset), name)
+
+
 def plus(recipe: Recipe, name: str, objective: ObjectiveConfig) -> Recipe:
     """Return a recipe with one auxiliary objective added: a row of the paper's Table 2 or 5."""
     return lambda dataset: _plus(recipe(dataset), name, objective)
@@ -104,9 +116,25 @@ def aligned(recipe: Recipe, name: str) -> Recipe:
 def _aligned(config: RunConfig, name: str) -> RunConfig:
     """1000 steps of CRP alone, then clicks alone: by validation as good as both together, and
     cheaper (docs/models/crp.md)."""
-    train = {"pretrain_steps": 1000, "joint_objectives": False}
-    config = config.model_copy(update={"train": config.train.model_copy(update=train)})
-    return _plus(config, name, Crp.Config())
+    return _plus(_with_first(config, pretrain_steps=1000), name, Crp.Config())
+
+
+def _told(config: RunConfig, name: str) -> RunConfig:
+    """400 steps of FISM, then source-domain clicks, then those of the target domain."""
+    return _plus(_with_first(config, pretrain_steps=400, source_steps=1000), name, Fism.Config())
+
+
+def _with_first(config: RunConfig, **steps: int) -> RunConfig:
+    """Objectives are for the first steps alone."""
+    train = {**steps, "joint_objectives": False}
+    return config.model_copy(update={"train": config.train.model_copy(update=train)})
+
+
+def _tells_responses(dataset: str) -> bool:
+    """Whether there is a prepared dataset whose mapping says which source events are clicks."""
+    if not (Path(dataset) / "manifest.json").is_file():
+        return False
+    return stated_responses(read_manifest(Path(dataset))) is not None
 
 
 def _plus(config: RunConfig, name: str, objective: ObjectiveConfig) -> RunConfig:
@@ -142,15 +170,12 @@ _RIVALS: tuple[ObjectiveConfig, ...] = (
 
 RECIPES: dict[str, Recipe] = {
     **_BACKBONES,
-    **{
-        f"{name}_crp": aligned(recipe, f"{name}_crp")
-        for name, recipe in _BACKBONES.items()
-        if name != "lap"
-    },
+    **{f"{name}_crp": aligned(recipe, f"{name}_crp") for name, recipe in _BACKBONES.items()},
+    **{f"{name}_fism": told(recipe, f"{name}_fism") for name, recipe in _BACKBONES.items()},
     "csa_crp": csa_crp,
     "lcn": lcn,
     "lcn_paper": lcn_paper,
     **{f"lap_{rival.name}": plus(lap, f"lap_{rival.name}", rival) for rival in _RIVALS},
 }
-"""Every named system: a backbone, a backbone with CRP (Table 2), or `lap` with the objective of
-another paper in CRP's place (Table 5)."""
+"""Every named system: a backbone, a backbone with CRP (Table 2) or with responses first, or `lap`
+with the objective of another paper in CRP's place (Table 5)."""

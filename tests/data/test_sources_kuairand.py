@@ -85,7 +85,26 @@ def test_pseudo_times_keep_the_order_and_end_at_the_known_time(folder):
     )
 
 
-LOG = "user_id,video_id,date,hourmin,time_ms,is_click,play_time_ms,duration_ms,is_rand,tab\n"
+@needs_slice
+def test_long_views_of_the_watch_lists(folder):
+    history = pq.read_table(SLICE / "user_history.parquet").to_pylist()
+    events = pq.read_table(folder / "events.parquet", filters=[("tab", "=", "history")])
+    long = events.filter(pa.compute.equal(events["long_view"], 1))
+    # Whole lists name every long view; where the log was cut, older ones have no event.
+    whole = {row["user_id"]: row for row in history if row["history_len"] == len(row["watch_seq"])}
+    found: dict[int, list[int]] = {user: [] for user in whole}
+    for user, item in zip(long["user_id"].to_pylist(), long["video_id"].to_pylist(), strict=True):
+        if user in found:
+            found[user].append(item)
+    assert all(found[user] == row["long_watch_seq"] for user, row in whole.items())
+    share = len(long) / len(events)
+    assert 0.3 < share < 0.45
+
+
+LOG = (
+    "user_id,video_id,date,hourmin,time_ms,is_click,long_view,play_time_ms,duration_ms,is_rand,"
+    "tab\n"
+)
 
 
 @pytest.fixture
@@ -93,9 +112,10 @@ def published(tmp_path: Path) -> Path:
     data = tmp_path / "KuaiRand-Pure" / "data"
     data.mkdir(parents=True)
     files = {
-        "log_standard_4_08_to_4_21_pure.csv": LOG + "1,7,20220409,0,1649433600000,1,900,1000,0,1\n",
-        "log_standard_4_22_to_5_08_pure.csv": LOG + "1,8,20220508,900,1651971600000,0,0,9,0,4\n",
-        "log_random_4_22_to_5_08_pure.csv": LOG + "1,9,20220508,900,1651971600001,0,0,9,1,1\n",
+        "log_standard_4_08_to_4_21_pure.csv": LOG
+        + "1,7,20220409,0,1649433600000,1,1,900,1000,0,1\n",
+        "log_standard_4_22_to_5_08_pure.csv": LOG + "1,8,20220508,900,1651971600000,0,0,0,9,0,4\n",
+        "log_random_4_22_to_5_08_pure.csv": LOG + "1,9,20220508,900,1651971600001,0,0,0,9,1,1\n",
         "user_features_pure.csv": "user_id,user_active_degree\n1,full_active\n",
         "video_features_basic_pure.csv": (
             'video_id,author_id,video_duration,tag\n7,1,87433.0,39\n8,2,,"11,30"\n9,2,5000.0,\n'

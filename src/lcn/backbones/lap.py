@@ -86,6 +86,9 @@ class Lap(Backbone[LapState]):
         recent_queries: int = 0
         """Beyond the paper: a second query, the mean of the user's so many newest target-domain
         items, picks a quarter of the K1 rows (MIRRN); 0 leaves all to the candidate."""
+        fism: bool = False
+        """Beyond the paper: the whole history as one vector, u = Σ g_j e_j / √n, with g_j a learned
+        number of the event's context (liked or not, how old), and v ⊙ u: what FISM scores with."""
         distill: float = 0.0
         """Beyond the paper: weight of KL(FSA ‖ MSA) + KL(MSA ‖ CSA) over the rows that pass the
         complete scope; the higher level teaches what the lower one should find."""
@@ -115,6 +118,7 @@ class Lap(Backbone[LapState]):
             self.msa = (
                 self.fsa if tied else TargetAttention(item_width, width, 1, context, output=False)
             )
+        self.gain_V = nn.Parameter(torch.randn(context.codes) * 0.1) if config.fism else None
         if self.fsa is not None:
             self.ffn = nn.Sequential(
                 nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
@@ -131,6 +135,7 @@ class Lap(Backbone[LapState]):
             item_width * config.use_csa_output
             + width * (config.use_msa and config.use_msa_output)
             + width * config.use_fsa
+            + 2 * item_width * config.fism
         )
 
     def encode(self, history: History) -> LapState:
@@ -171,6 +176,8 @@ class Lap(Backbone[LapState]):
         if self.fsa is not None:
             parts.append(self._focused(state.rows, selection, query))
             seen["focused"] = selection
+        if self.gain_V is not None:
+            parts.append(self._whole(state.rows, whole, query))
         vector_CW = torch.cat(parts, 1) if parts else query.vector_CD[:, :0]
         has_rows_C1 = (span_C2[:, 1] > span_C2[:, 0])[:, None]
         described = self._describe(state, query, seen) if levels else ()
@@ -233,6 +240,16 @@ class Lap(Backbone[LapState]):
             final = self.final_scoring(query)
             found += (describe_level("focused", state.rows, seen["focused"], final, config.k2),)
         return found
+
+    def _whole(self, rows: HistoryRows, whole: Selection, query: Query) -> Tensor:
+        """FISM's vector of the whole history, and its product with the candidate."""
+        assert self.gain_V is not None and whole.span_C2 is not None
+        nothing_CHD = torch.zeros_like(query.vector_CD)[:, None]
+        gain_CHV = self.gain_V.expand(len(nothing_CHD), 1, -1).contiguous()
+        pool = whole.pool(rows, Scoring(nothing_CHD, gain_CHV, query.time_C), "raw")
+        n_C = (whole.span_C2[:, 1] - whole.span_C2[:, 0]).clamp(min=1)
+        vector_CD = pool.vector_CHD[:, 0] / n_C.sqrt()[:, None]
+        return torch.cat([vector_CD, query.vector_CD * vector_CD], 1)
 
     def _narrows(self) -> bool:
         """Whether the complete scope passes fewer than all rows to a next level."""

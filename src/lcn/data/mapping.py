@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from lcn.config import Config, load_config
+from lcn.errors import nearest
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
 
@@ -149,6 +150,21 @@ class Limits(Config):
     """Values seen fewer times in training days are unknown."""
 
 
+class Responses(Config):
+    """What an event context field says about the user's response: clicked, or only shown.
+
+    Where a log says so, source-domain events are impressions too, and training can begin with them
+    (`train.source_steps`).
+    """
+
+    field: str
+    """An event context field."""
+    clicked: tuple[str, ...]
+    """Its values, as text, that are like a click of the target domain."""
+    shown: tuple[str, ...]
+    """Its values that are like no click; any other value leaves the response unknown."""
+
+
 class Mapping(Config):
     """A whole mapping file."""
 
@@ -160,6 +176,7 @@ class Mapping(Config):
     impressions: tuple[Impressions, ...]
     items: tuple[Items, ...] = ()
     users: tuple[Users, ...] = ()
+    responses: Responses | None = None
     split: SplitRule = SplitRule()
     limits: Limits = Limits()
 
@@ -168,6 +185,12 @@ class Mapping(Config):
         names = {tuple(sorted(table.context)) for table in self.events}
         if len(names) > 1:
             raise ValueError(f"all event tables must map the same context fields, got {names}")
+        known = list(self.events[0].context) if self.events else []
+        if self.responses and self.responses.field not in known:
+            raise ValueError(
+                f"responses.field: no event context field {self.responses.field!r}"
+                f"{nearest(self.responses.field, known)}"
+            )
         return self
 
 

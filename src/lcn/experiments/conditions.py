@@ -66,7 +66,7 @@ class Point:
 
 def table() -> Table:
     """The systems, all from the same settings."""
-    rows = (Row(NONE, "none"), Row(SIM, "sim_soft"), Row(LAP, "lap"), Row(LCN, "lcn"))
+    rows = (Row(NONE, "none"), Row(SIM, "sim_soft"), Row(LAP, "lap"), Row(LCN, "lap_crp"))
     claims = tuple(Claim("", name, NONE) for name in (SIM, LAP, LCN))
     return Table("conditions", "Conditions", rows, (NONE,), claims)
 

@@ -29,7 +29,7 @@ def rows(sizes: Sizes) -> tuple[Row, ...]:
     return (
         *rows_of_table5(sizes, "SIM Soft", "ETA", "SDIM", "TWIN", "LCN-200-50 w/o CRP",
                         "LCN-200-50"),
-        Row(APART, "lcn", outputs, CRP_KNOBS),
+        Row(APART, "lap_crp", outputs, CRP_KNOBS),
     )  # fmt: skip
 
 

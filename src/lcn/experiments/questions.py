@@ -144,7 +144,7 @@ def _shared(options: Options, root: Path, workers: Workers, say: Told | None) ->
     rows = tuple(
         Row(name, recipe)
         for name, recipe in ((NONE, "none"), ("SIM Soft", "sim_soft"), ("LAP", "lap"),
-                             ("LCN", "lcn"))
+                             ("LCN", "lap_crp"))
     )  # fmt: skip
     names = tuple(row.name for row in rows[1:])
     claims = tuple(Claim("", name, NONE) for name in names)

@@ -52,6 +52,11 @@ CRP_KNOBS = (
         ),
     ),
 )
+FISM_KNOBS = (
+    knob("train.pretrain_steps", 200, 400, 800, name="fism steps"),
+    knob("train.source_steps", 500, 1000, 2000, name="source steps"),
+    knob("objectives.0.alpha", 0.5, 1.0, name="fism alpha"),
+)
 JOINT = ("train.pretrain_steps=0", "train.joint_objectives=true")
 """CRP beside the click loss from the first step, as Eq. 14 has it."""
 JOINT_KNOBS = (

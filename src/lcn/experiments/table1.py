@@ -30,12 +30,12 @@ def table(sizes: Sizes) -> Table:
             Row(_PLAIN, "lap", quoted=(quoted.TABLE1[_PLAIN],)),
             Row(
                 _WITHIN,
-                "lcn",
+                "lap_crp",
                 ("objectives.0.weight_pc=0",),
                 CRP_KNOBS,
                 (quoted.TABLE1[_WITHIN],),
             ),
-            Row(_WHOLE, "lcn", (), CRP_KNOBS, (quoted.TABLE1[_WHOLE],)),
+            Row(_WHOLE, "lap_crp", (), CRP_KNOBS, (quoted.TABLE1[_WHOLE],)),
             *_beyond(),
         ),
         references=(SIM_SOFT, NONE),
@@ -49,18 +49,18 @@ def table(sizes: Sizes) -> Table:
 
 def _beyond() -> tuple[Row, ...]:
     return (
-        Row("PC only", "lcn", _objective("weight_pt=0", "weight_ps=0"), CRP_KNOBS, beyond=True),
-        Row("as printed (no positive below)", "lcn", _objective("form=paper"), CRP_KNOBS,
+        Row("PC only", "lap_crp", _objective("weight_pt=0", "weight_ps=0"), CRP_KNOBS, beyond=True),
+        Row("as printed (no positive below)", "lap_crp", _objective("form=paper"), CRP_KNOBS,
             beyond=True),
-        Row("own negatives per anchor", "lcn", _objective("form=anchored"), CRP_KNOBS,
+        Row("own negatives per anchor", "lap_crp", _objective("form=anchored"), CRP_KNOBS,
             beyond=True),
-        Row("eight pairs per user", "lcn", _objective("pairs=8"), CRP_KNOBS, beyond=True),
-        Row("CRP beside the clicks", "lcn", JOINT, JOINT_KNOBS, beyond=True),
-        Row("CRP beside the clicks, fading", "lcn", (*JOINT, *_objective("decay=400")),
+        Row("eight pairs per user", "lap_crp", _objective("pairs=8"), CRP_KNOBS, beyond=True),
+        Row("CRP beside the clicks", "lap_crp", JOINT, JOINT_KNOBS, beyond=True),
+        Row("CRP beside the clicks, fading", "lap_crp", (*JOINT, *_objective("decay=400")),
             JOINT_KNOBS, beyond=True),
         Row("as printed, beside the clicks", "lcn_paper", (), JOINT_KNOBS, beyond=True),
-        Row("cosine search", "lcn", ("model.search_metric=cosine",), CRP_KNOBS, beyond=True),
-        Row("temperature .1", "lcn", _objective("temperature=0.1"), CRP_KNOBS[1:], beyond=True),
+        Row("cosine search", "lap_crp", ("model.search_metric=cosine",), CRP_KNOBS, beyond=True),
+        Row("temperature .1", "lap_crp", _objective("temperature=0.1"), CRP_KNOBS[1:], beyond=True),
     )  # fmt: skip
 
 

@@ -25,25 +25,25 @@ def table(sizes: Sizes) -> Table:
         Row(crp_sim, "sim_soft_crp", (), CRP_KNOBS, (quoted.TABLE3["-", "-"],)),
         Row(
             median_only,
-            "lcn",
+            "lap_crp",
             ("model.backbone.use_fsa=false", f"model.backbone.k1={sizes.scaled(50, 50)[0]}"),
             CRP_KNOBS,
             (quoted.TABLE3[50, "-"],),
         ),
         Row(
             no_median,
-            "lcn",
+            "lap_crp",
             ("model.backbone.use_msa=false",),
             CRP_KNOBS,
             (quoted.TABLE3["-", 50],),
         ),
-        Row(no_limit, "lcn", ("model.backbone.k1=0",), CRP_KNOBS, (quoted.TABLE3["-", 50],)),
+        Row(no_limit, "lap_crp", ("model.backbone.k1=0",), CRP_KNOBS, (quoted.TABLE3["-", 50],)),
     ]
     for k1, k2 in _PAIRS:
         ours_k1, ours_k2 = sizes.scaled(k1, k2)
         overrides = (f"model.backbone.k1={ours_k1}", f"model.backbone.k2={ours_k2}")
         name = _name(sizes, k1, k2)
-        rows.append(Row(name, "lcn", overrides, CRP_KNOBS, (quoted.TABLE3[k1, k2],)))
+        rows.append(Row(name, "lap_crp", overrides, CRP_KNOBS, (quoted.TABLE3[k1, k2],)))
     switches = [_switched(*switch) for switch in _SWITCHES]
     return Table(
         name="table3",
@@ -99,7 +99,7 @@ _SWITCHES: tuple[_Switch, ...] = (
 
 
 def _switched(name: str, overrides: tuple[str, ...], knobs: tuple[Knob, ...]) -> Row:
-    return Row(name, "lcn", overrides, (*CRP_KNOBS, *knobs), beyond=True)
+    return Row(name, "lap_crp", overrides, (*CRP_KNOBS, *knobs), beyond=True)
 
 
 def _name(sizes: Sizes, k1: int, k2: int) -> str:

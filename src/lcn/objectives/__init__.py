@@ -12,6 +12,7 @@ from lcn.objectives.cl4srec import Cl4SRec
 from lcn.objectives.clrec import ClRec
 from lcn.objectives.crp import Crp
 from lcn.objectives.dss import Dss
+from lcn.objectives.fism import Fism
 from lcn.objectives.sac import Sac
 from lcn.objectives.sqn import Sqn
 from lcn.objectives.ssl_features import Ssl
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "at4ctr": At4Ctr,
     "cl4ctr": Cl4Ctr,
     "cl4srec": Cl4SRec,
+    "fism": Fism,
 }
 
 ObjectiveConfig = Annotated[
@@ -39,7 +41,8 @@ ObjectiveConfig = Annotated[
     | ClRec.Config
     | At4Ctr.Config
     | Cl4Ctr.Config
-    | Cl4SRec.Config,
+    | Cl4SRec.Config
+    | Fism.Config,
     Field(discriminator="name"),
 ]
 

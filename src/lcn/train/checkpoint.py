@@ -31,6 +31,8 @@ class Progress:
     step: int = 0
     pretrained: int = 0
     """Steps on objectives alone, counted in `step` too."""
+    from_source: int = 0
+    """Steps on source-domain impressions, counted in `step` too."""
     best_value: float | None = None
     best_step: int = 0
     without_gain: int = 0

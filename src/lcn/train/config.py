@@ -21,6 +21,9 @@ class TrainConfig(Config):
     """At most; early stopping usually ends sooner."""
     pretrain_steps: int = 0
     """Steps on the objectives alone, at weight 1, before the first epoch and beside its steps."""
+    source_steps: int = 0
+    """Click steps on source-domain events as impressions, before the first epoch; the dataset's
+    mapping says which are clicks (`responses`)."""
     joint_objectives: bool = True
     """False: objectives are for those first steps only, then clicks alone count."""
     learning_rate: float = 1e-3

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from lcn.data.batch import Batch
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.loader import epoch_order, load_batches
+from lcn.data.source_clicks import source_clicks
 from lcn.errors import ConfigError, TrainingError
 from lcn.evaluate.metrics import auc, gauc, log_loss
 from lcn.evaluate.predict import predict_logits
@@ -135,6 +136,7 @@ class _Loop:
         """Train until the epochs are used up or validation stops improving."""
         state, train = self.trainee.progress, self.config.train
         self._pretrain(after_step)
+        self._learn_from_source(after_step)
         while state.epoch < train.epochs and not state.finished:
             for batch in self._timed(self._batches()):
                 started = time.perf_counter()
@@ -180,6 +182,31 @@ class _Loop:
                     self._save()
                 after_step(state.step)
                 if state.pretrained == train.pretrain_steps:
+                    break
+
+    def _learn_from_source(self, after_step: Callable[[int], None]) -> None:
+        """Click steps on the source domain's own impressions."""
+        state, config, train = self.trainee.progress, self.config, self.config.train
+        if state.from_source >= train.source_steps:
+            return
+        samples = source_clicks(self.dataset)
+        source = replace(self.dataset, samples={**self.dataset.samples, "train": samples})
+        per_pass = math.ceil(len(samples) / config.batch.size)
+        while state.from_source < train.source_steps:
+            turn, first = divmod(state.from_source, per_pass)
+            order = epoch_order(
+                samples.user_S, config.batch.group, train.seed, PRETRAINING_ORDER + turn
+            )
+            batches = load_batches(
+                source, "train", config.batch, order, first=first, workers=train.workers
+            )
+            for batch in self._timed(batches):
+                self._learn(batch)
+                state.from_source += 1
+                if state.step % train.checkpoint_every == 0:
+                    self._save()
+                after_step(state.step)
+                if state.from_source == train.source_steps:
                     break
 
     def _batches(self) -> Iterator[Batch]:

@@ -5,12 +5,15 @@ One log serves two domains, by one of two rules:
 - `tag`: videos whose first tag number is below 12 are the target domain;
 - `tab`: impressions outside tab 1 (the main feed) are the target domain.
 
-Every impression is also an event of its domain, with `is_click` as context: what was shown and
-not clicked is history too. The *slice* is a compact extract of KuaiRand-Pure: 228,329 impressions
-of 25 April to 8 May 2022 and, for the weeks before, each user's last 50 watched videos *without
-times*. These get order-preserving pseudo times: evenly spaced, as densely as the user watched on
-average (`history_len` impressions since 9 April), ending at the known time of the last one. Their
-click flag, tab and hour are the value `history`.
+Every impression is also an event of its domain, with `is_click` and `long_view` as context: what
+was shown and not clicked is history too.
+
+The *slice* is a compact extract of KuaiRand-Pure: 228,329 impressions of 25 April to 8 May 2022
+and, for the weeks before, each user's last 50 watched videos *without times*. These get
+order-preserving pseudo times: evenly spaced, as densely as the user watched on average
+(`history_len` impressions since 9 April), ending at the known time of the last one. Their click
+flag, tab and hour are the value `history`. Which of them were long views is known (the slice lists
+each user's last 50; of long views 99.6 % are clicks).
 """
 
 from __future__ import annotations
@@ -22,9 +25,19 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lcn.data import cache as caching
-from lcn.data.mapping import Events, Impressions, Items, Limits, Mapping, SplitRule, Users
+from lcn.data.mapping import (
+    Events,
+    Impressions,
+    Items,
+    Limits,
+    Mapping,
+    Responses,
+    SplitRule,
+    Users,
+)
 from lcn.errors import DataError, nearest
 
 ABOUT = "KuaiRand (Pure, 1K, 27K) short-video logs, standard and random, or the small slice"
@@ -39,11 +52,21 @@ OPTIONS = (
 
 TIMEZONE = "Asia/Shanghai"
 TARGET_TAG_BELOW = 12
-VERSION = "kuairand-slice/1"
+VERSION = "kuairand-slice/2"
 _SLICE_FILES = ("impressions.parquet", "user_history.parquet", "users.parquet", "videos.parquet")
 _APRIL_9_MS = 1_649_433_600_000
 """2022-04-09 00:00 in Shanghai, where the untimed histories begin."""
-_NEEDED = ("user_id", "video_id", "time_ms", "is_click", "play_time_ms", "duration_ms", "tab")
+_REST = ("play_time_ms", "duration_ms", "tab")
+_NEEDED = (
+    "user_id",
+    "video_id",
+    "time_ms",
+    "is_click",
+    "long_view",
+    "play_time_ms",
+    "duration_ms",
+    "tab",
+)
 _HOUR = "(TRY_CAST(time_ms AS BIGINT) // 3600000 + 8) % 24"
 _DURATION = (
     "CASE WHEN TRY_CAST(video_duration AS DOUBLE) >= 0 THEN "
@@ -127,6 +150,7 @@ def _as_events(impressions: pa.Table) -> pa.Table:
             "video_id": impressions["video_id"],
             "time_ms": impressions["time_ms"],
             "is_click": impressions["is_click"].cast(pa.string()),
+            "long_view": impressions["long_view"].cast(pa.int64()),
             "tab": impressions["tab"].cast(pa.string()),
         }
     )
@@ -147,9 +171,30 @@ def _timed(history: pa.Table) -> pa.Table:
             "video_id": watched.flatten(),
             "time_ms": last - back * step,
             "is_click": unknown,
+            "long_view": _long_views(history),
             "tab": unknown,
         }
     )
+
+
+def _long_views(history: pa.Table) -> NDArray[np.int64]:
+    """Which watched videos were long views: 1 or 0 each, oldest first.
+
+    Both lists of a user end with the newest, so they are matched from their ends; long views that
+    are older than the watch list match nothing.
+    """
+    found = []
+    lists = zip(
+        history["watch_seq"].to_pylist(), history["long_watch_seq"].to_pylist(), strict=True
+    )
+    for watched, long_viewed in lists:
+        is_long = [0] * len(watched)
+        wanted = len(long_viewed) - 1
+        for place in reversed(range(len(watched))):
+            if wanted >= 0 and watched[place] == long_viewed[wanted]:
+                is_long[place], wanted = 1, wanted - 1
+        found += is_long
+    return np.asarray(found, np.int64)
 
 
 def mapping(folder: Path, *, domain: Rule = "tag", logs: Logs = "standard") -> Mapping:
@@ -191,6 +236,7 @@ def mapping(folder: Path, *, domain: Rule = "tag", logs: Logs = "standard") -> M
         impressions=(_impressions(files, rule),),
         items=(items,),
         users=(Users(files=files.users, key="user_id", fields={n: n for n in _PROFILE}),),
+        responses=Responses(field="long_view", clicked=("1",), shown=("0",)),
         split=SplitRule(validation_from="2022-05-07", test_from="2022-05-08"),
         limits=Limits(earliest="2022-04-08", latest="2022-05-10"),
     )
@@ -219,7 +265,8 @@ def _files(folder: Path, logs: Logs) -> _Files:
 
 def _events(files: _Files, domain: Rule, rule: str) -> Events:
     timed = f"CASE WHEN is_click = 'history' THEN 'history' ELSE CAST({_HOUR} AS VARCHAR) END"
-    context = {"is_click": "is_click", "hour": timed if files.is_slice else _HOUR}
+    hour = timed if files.is_slice else _HOUR
+    context = {"is_click": "is_click", "long_view": "long_view", "hour": hour}
     if domain == "tag":
         # Under the other rule the tab is the domain: as context it would say nothing new.
         context["tab"] = "tab"

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lcn.data import cache as caching
-from lcn.data.mapping import Events, Impressions, Items, Mapping, Users
+from lcn.data.mapping import Events, Impressions, Items, Mapping, Responses, Users
 from lcn.errors import DataError
 
 ABOUT = "MovieLens 1M: 1,000,209 ratings of 6,040 users; the demo's real data"
@@ -320,4 +320,5 @@ def mapping(folder: Path) -> Mapping:
                 fields={"gender": "gender", "age": "age", "occupation": "occupation"},
             ),
         ),
+        responses=Responses(field="rating", clicked=("4", "5"), shown=("1", "2", "3")),
     )

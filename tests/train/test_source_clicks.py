@@ -1,0 +1,185 @@
+"""Source-domain events as impressions: who sees what, and a training phase of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from toy import KINDS, make_toy
+
+from lcn.api import recipe
+from lcn.config import dump_config, load_config
+from lcn.data.dataset import Dataset, open_dataset
+from lcn.data.mapping import Mapping
+from lcn.data.source_clicks import source_clicks
+from lcn.errors import ConfigError
+from lcn.schema import Field, SplitTimes, write_manifest
+from lcn.train import RunConfig, open_run, train
+
+VALIDATION_FROM = 800_000_000
+SMALL = [
+    "batch.size=64",
+    "batch.lifelong=30",
+    "batch.short=5",
+    "batch.group=4",
+    "model.width=8",
+    "model.field_width=8",
+    "model.short={width: 8, heads: 2}",
+    "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}",
+    "model.hidden=[16]",
+    "train.epochs=1",
+    "train.source_steps=20",
+    "train.checkpoint_every=4",
+    "train.log_every=1",
+    "train.threads=1",
+]
+
+
+def tell_responses(dataset: Dataset, **stated) -> Dataset:
+    """The toy with a request field of the same words, numbered in another order."""
+    folder = dataset.folder / "vocabulary" / "request"
+    folder.mkdir()
+    index = np.roll(list(KINDS.values()), 1)
+    table = pa.table({"value": list(KINDS), "index": index, "count": [1] * 4})
+    pq.write_table(table, folder / "kind.parquet")
+    responses = {"field": "kind", "clicked": ["liked", "loved"], "shown": ["seen"], **stated}
+    manifest = dataset.manifest.model_copy(
+        update={
+            "mapping": {"responses": responses},
+            "request_context": (Field(name="kind", size=6),),
+            "split": SplitTimes(timezone="UTC", validation_from=VALIDATION_FROM, test_from=10**9),
+        }
+    )
+    write_manifest(dataset.folder, manifest)
+    return open_dataset(dataset.folder)
+
+
+@pytest.fixture
+def told(tmp_path) -> Dataset:
+    return tell_responses(make_toy(tmp_path / "toy"))
+
+
+def test_each_known_response_of_the_training_days_is_an_impression(told):
+    samples, store = source_clicks(told), told.events["source"]
+    expected = []
+    for user, (first, last) in enumerate(zip(store.offsets_U, store.offsets_U[1:], strict=False)):
+        for row in range(first, last):
+            code, time = store.context_EG[row, 0], store.time_E[row]
+            if code == KINDS["unsure"] or time >= VALIDATION_FROM:
+                continue
+            ends = []
+            for each in told.events.values():
+                own = each.time_E[each.offsets_U[user] : each.offsets_U[user + 1]]
+                ends.append(int(each.offsets_U[user] + (own < time).sum()))
+            item = int(store.item_E[row])
+            expected.append((int(time), user, item, int(code in (2, 3)), *ends, int(code)))
+    got = zip(
+        *(samples.time_S, samples.user_S, samples.item_S, samples.label_S),
+        *(samples.source_end_S, samples.target_end_S, samples.context_SR[:, 0]),
+        strict=True,
+    )
+    turned = {2: 5, 3: 2, 4: 3}
+    assert sorted(tuple(map(int, row)) for row in got) == sorted(
+        (*row[:-1], turned[row[-1]]) for row in expected
+    )
+    assert len(expected) > 500
+    assert (np.diff(samples.time_S) >= 0).all()
+
+
+def test_events_of_one_moment_do_not_see_each_other(told):
+    store = told.events["source"]
+    time_E = np.array(store.time_E) // 10**8 * 10**8
+    np.save(told.folder / "events/source/time.npy", time_E)
+    samples = source_clicks(open_dataset(told.folder))
+    first = np.asarray(store.offsets_U)[samples.user_S]
+    for end, start, time in zip(samples.source_end_S, first, samples.time_S, strict=True):
+        assert (time_E[start:end] < time).all()
+        assert end == len(time_E) or time_E[end] >= time or end in store.offsets_U
+
+
+def test_what_comes_after_the_training_days_changes_nothing(told):
+    before = source_clicks(told)
+    store = told.events["source"]
+    late = np.asarray(store.time_E) >= VALIDATION_FROM
+    assert late.any()
+    context = np.array(store.context_EG)
+    context[late] = 2
+    np.save(told.folder / "events/source/context.npy", context)
+    after = source_clicks(open_dataset(told.folder))
+    for name in before.__slots__:
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
+    return load_config(RunConfig, None, [f"dataset={dataset.folder}", *SMALL, *overrides])
+
+
+def test_source_steps_come_first_and_change_the_model(told, tmp_path):
+    summary = train(config_for(told), tmp_path / "with", progress=False)
+    plain = train(config_for(told, "train.source_steps=0"), tmp_path / "without", progress=False)
+    assert summary.steps == plain.steps + 20
+    lines = [line for line in open_run(tmp_path / "with").curves() if line["kind"] == "train"]
+    assert len([line for line in lines if line["epoch"] == 0]) >= 20
+
+
+KILLED = """
+import os, signal, sys
+from lcn.config import load_config
+from lcn.train import RunConfig, train
+config = load_config(RunConfig, sys.argv[1])
+def die(step):
+    if step == 14:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(config, sys.argv[2], progress=False, after_step=die)
+"""
+
+
+def test_kill_9_among_source_steps_then_resume_is_the_same_run(told, tmp_path):
+    config = config_for(told)
+    train(config, tmp_path / "whole", progress=False)
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "c.yaml"), str(tmp_path / "cut")]
+    assert subprocess.run(command, check=False, env=os.environ).returncode == -signal.SIGKILL
+    train(config, tmp_path / "cut", resume=True, progress=False)
+    one, other = (open_run(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_a_log_that_does_not_tell_is_refused_and_recipes_know(tmp_path):
+    toy = make_toy(tmp_path / "toy")
+    write_manifest(toy.folder, toy.manifest.model_copy(update={"mapping": {}}))
+    with pytest.raises(ConfigError, match=r"responses.*train\.source_steps"):
+        train(config_for(toy), tmp_path / "run", progress=False)
+    assert recipe("lcn", str(toy.folder)).train.source_steps == 0
+
+
+def test_recipes_begin_with_source_clicks_where_the_log_tells(told):
+    assert recipe("lcn", str(told.folder)).train.source_steps > 0
+    assert recipe("none_crp", str(told.folder)).train.source_steps > 0
+    assert recipe("lap", str(told.folder)).train.source_steps == 0
+    assert recipe("lcn_paper", str(told.folder)).train.source_steps == 0
+
+
+def test_values_that_no_event_has_are_refused(tmp_path):
+    told = tell_responses(make_toy(tmp_path / "toy"), clicked=["bought"], shown=["hidden"])
+    with pytest.raises(ConfigError, match="bought"):
+        source_clicks(told)
+
+
+def test_a_mapping_names_a_context_field():
+    events = {
+        "files": ("a.csv",),
+        **{name: name for name in ("user", "item", "time")},
+        "time_unit": "s",
+        "domain": "source",
+        "context": {"rating": "rating"},
+    }
+    stated = {"field": "ratings", "clicked": ("5",), "shown": ("1",)}
+    with pytest.raises(ValueError, match="rating"):
+        Mapping(name="x", events=(events,), impressions=(), responses=stated)
