@@ -87,7 +87,7 @@ def make_toy(
 
 
 KINDS = {"liked": 2, "loved": 3, "seen": 4, "unsure": 5}
-"""Words of the event field `kind`: liked and loved are clicks, seen is none, unsure says nothing."""
+"""Words of the event field `kind`: liked and loved are clicks, seen is none, unsure is neither."""
 
 
 def _tell_responses(folder: Path) -> None:

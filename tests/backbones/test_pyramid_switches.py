@@ -14,6 +14,7 @@ from lcn.backbones.pyramid import divergence, unite
 from lcn.data.loader import BatchConfig, Collator
 from lcn.errors import ConfigError
 from lcn.model import Model, ModelConfig
+from lcn.ops import RECENCY_BUCKETS
 from lcn.ops.reference import recency_bucket
 
 SMALL = {"width": 8, "heads": 2, "k1": 9, "k2": 4}
@@ -49,6 +50,26 @@ def test_the_time_bias_learns_from_the_pooled_complete_scope():
     backbone, world = lap(time_bias=True, use_msa=False, use_fsa=False), make_world((40,))
     attend(backbone, world).vector_CW.square().sum().backward()
     assert backbone.time_bias_V.grad.abs().sum() > 0
+
+
+def test_the_whole_history_is_one_vector_weighed_by_context():
+    world, backbone = make_world((40, 30), whole=True), lap(fism=True)
+    rows, width = world.history.rows, world.query.vector_CD.shape[1]
+    vector_CW = attend(backbone, world).vector_CW
+    plain = lap()
+    plain.load_state_dict(backbone.state_dict(), strict=False)
+    plain_CW = attend(plain, world).vector_CW
+    torch.testing.assert_close(vector_CW[:, : plain_CW.shape[1]], plain_CW)
+    buckets_T = backbone.gain_V[-RECENCY_BUCKETS:]
+    for candidate, (first, last) in enumerate(world.span_C2.tolist()):
+        gain_T = backbone.gain_V[rows.code_TG[first:last].long()].sum(1)
+        now = world.query.time_C[candidate]
+        gain_T = gain_T + buckets_T[recency_bucket(now - rows.time_T[first:last]).long()]
+        own_TD = rows.vector_ID[rows.item_T[first:last].long()]
+        whole_D = (gain_T[:, None] * own_TD).sum(0) / math.sqrt(last - first)
+        torch.testing.assert_close(vector_CW[candidate, -2 * width : -width], whole_D)
+        product_D = whole_D * world.query.vector_CD[candidate]
+        torch.testing.assert_close(vector_CW[candidate, -width:], product_D)
 
 
 def test_recent_items_choose_a_quarter_of_what_passes():

@@ -64,6 +64,7 @@ VARIANTS: dict[str, BackboneConfig] = {
     "lap-item-alone": Lap.Config(context_fields=(), recency=False, **_LAP),
     "lap-time": Lap.Config(time_bias=True, **_LAP),
     "lap-recent": Lap.Config(recent_queries=3, **_LAP),
+    "lap-fism": Lap.Config(fism=True, **_LAP),
     "lap-distill": Lap.Config(distill=0.1, **_LAP),
 }
 LIFELONG = [name for name in VARIANTS if name != "none"]

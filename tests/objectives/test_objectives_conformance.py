@@ -33,7 +33,7 @@ NAMES = list(OBJECTIVES)
 # These two look at items or samples, not at histories; the others have nothing to learn there.
 NEEDS_NO_HISTORY = {"ssl", "cl4ctr"}
 # A single user has no other user to be contrasted with; these contrast with items instead.
-LEARNS_FROM_ONE_USER = {"ssl", "bert4rec", "sqn", "sac", "cl4srec"}
+LEARNS_FROM_ONE_USER = {"ssl", "bert4rec", "sqn", "sac", "cl4srec", "fism"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +56,7 @@ def test_is_described_and_has_a_recipe(name):
     kind = OBJECTIVES[name]
     assert kind.Config().name == name
     assert kind.source and kind.assumes
-    recipe = RECIPES["lcn" if name == "crp" else f"lap_{name}"]("d")
+    recipe = RECIPES[f"lap_{name}"]("d")
     assert [each.name for each in recipe.objectives] == [name]
     assert recipe.model.backbone.name == "lap"
     assert not any(issubclass(other, kind) for other in OBJECTIVES.values() if other is not kind)
@@ -121,8 +121,8 @@ def test_same_generator_same_loss(toy, name):
     model, batch = make_model(toy), make_batch(toy, ordinary())
     first, second, other = (loss_of(build(name, toy), model, batch, s).item() for s in (3, 3, 4))
     assert first == second
-    # Two positives and no queue yet: a first step of CLRec is 0 whatever is drawn.
-    if name not in ("clrec", "at4ctr"):
+    # Two positives and no queue yet: a first step of CLRec is 0 whatever is drawn. FISM draws none.
+    if name not in ("clrec", "at4ctr", "fism"):
         assert first != other
 
 

@@ -78,7 +78,7 @@ class Fism(Objective):
 
     def forward(self, view: View) -> Float[Tensor, ""]:
         """See the class; fewer than two known responses give 0."""
-        rows = self.rows(view.batch)
+        rows = self.rows(view.batch, view.latest_candidates())
         known_R = rows.sign_T.nonzero()[:, 0]
         if len(known_R) < 2:
             return view.zero()
@@ -107,14 +107,18 @@ class Fism(Objective):
         mean_T = (signs_U[user_T] - sign_T) / (known_U[user_T] - known_T + self.config.prior)
         return match_T + self.bias(row_TD)[:, 0] + self.mean_weight * mean_T
 
-    def rows(self, batch: Batch) -> Responses:
-        """The batch's history rows, those of the target domain first."""
-        parts = [self._rows(rows, at) for at, rows in enumerate((batch.target, batch.source))]
+    def rows(self, batch: Batch, latest_U: Int[Tensor, " U"]) -> Responses:
+        """The batch's history rows known to each user's latest candidate, target domain first."""
+        source_U2 = torch.maximum(batch.lifelong_C2[latest_U], batch.short_source_C2[latest_U])
+        spans = (batch.target, batch.short_target_C2[latest_U]), (batch.source, source_U2)
+        parts = [self._rows(*each, domain) for domain, each in enumerate(spans)]
         return Responses(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _rows(self, rows: Rows, domain: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _rows(self, rows: Rows, span_U2: Tensor, domain: int) -> tuple[Tensor, ...]:
         length_U = rows.offsets_U1.diff()
         user_T = torch.arange(len(length_U), device=length_U.device).repeat_interleave(length_U)
-        code_T = rows.context_TG[:, self.place].long()
+        place_T = torch.arange(len(user_T), device=length_U.device)
+        known_T = place_T < span_U2[user_T, 1]
+        code_T = rows.context_TG[known_T, self.place].long()
         kind_T = code_T + domain * len(self.sign_V)
-        return rows.item_T.long(), user_T, kind_T, self.sign_V[code_T]
+        return rows.item_T[known_T].long(), user_T[known_T], kind_T, self.sign_V[code_T]
