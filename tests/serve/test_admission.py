@@ -123,6 +123,26 @@ def test_a_deadline_of_its_own_decides(tmp_path, world, monkeypatch) -> None:
             assert refused.value.status == 429
 
 
+def test_a_slow_thread_does_not_keep_a_wrong_idea(tmp_path, world, monkeypatch) -> None:
+    """On a busy machine an idle worker takes a while to wake; its request is still begun."""
+    with live(tmp_path, world.bundle, workers=1) as (running, client):
+        client.rank("u", ITEMS)
+        pool, admission = running.parts.ranker._pool, running.parts.ranker.admission
+        submit = pool.submit
+
+        def drowsy(work, *arguments):
+            def late():
+                time.sleep(0.02)
+                return work(*arguments)
+
+            return submit(late)
+
+        monkeypatch.setattr(pool, "submit", drowsy)
+        monkeypatch.setattr(admission, "service_s", 100.0)
+        assert client.rank("u", ITEMS, deadline_ms=20_000).scores
+        assert admission.service_s < 100.0
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_many_candidates_are_shared_between_workers(
     tmp_path, world, monkeypatch, workers: int

@@ -40,6 +40,8 @@ class Ticket:
     """Monotonic seconds when it was."""
     expected_s: float
     """How long wait and service were expected to take."""
+    waits: bool
+    """Whether all workers had something to do."""
 
 
 class Admission:
@@ -83,7 +85,8 @@ class Admission:
             refusal = self.refusal(left_s)
             if refusal is not None:
                 raise refusal
-            ticket = Ticket(now_s, self._wait_s() + self.service_s)
+            waits = self.pending >= self._workers
+            ticket = Ticket(now_s, self._wait_s() + self.service_s, waits)
             self.pending += 1
         return ticket
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lcn.backbones.base import Level
 from lcn.errors import StoreError
-from lcn.serve.admission import Admission
+from lcn.serve.admission import Admission, Ticket
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.registry import Registry, Version
 from lcn.serve.scorer import Request
@@ -62,9 +62,9 @@ class _Run:
 
     job: Job
     version: Version
-    queued: float
-    """Monotonic seconds; the deadline too."""
+    ticket: Ticket
     deadline: float
+    """Monotonic seconds."""
     clock: Callable[[], float]
     service_s: float | None = None
     """How long it ran, once it did."""
@@ -150,7 +150,7 @@ class Ranker:
         """
         queued = clock()
         ticket = self.admission.enter(queued, deadline - queued)
-        running = _Run(job, version, queued, deadline, clock)
+        running = _Run(job, version, ticket, deadline, clock)
         work = asyncio.get_running_loop().run_in_executor(self._pool, self._work, running)
         work.add_done_callback(lambda _: self.admission.leave(ticket, clock(), running.service_s))
         try:
@@ -169,11 +169,10 @@ class Ranker:
     def _work(self, run: _Run) -> Ranked:
         job, version, clock = run.job, run.version, run.clock
         started = clock()
-        waited = started - run.queued
-        self._metrics.stage.labels("queue").observe(waited)
-        # What waited and is now unlikely to be in time is not begun; what did not wait always is,
+        self._metrics.stage.labels("queue").observe(started - run.ticket.at_s)
+        # What waited and is now unlikely to be in time is not begun; what found an idle worker is,
         # or a wrong idea of the time it takes would never be corrected.
-        hopeless = waited > 0.001 and started + self.admission.service_s > run.deadline
+        hopeless = run.ticket.waits and started + self.admission.service_s > run.deadline
         if hopeless or started > run.deadline or job.cancelled:
             raise Late("queue")
         now = self._now()
