@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -88,11 +89,15 @@ def test_ten_thousand_cases_of_the_interface_page(tmp_path, world) -> None:
 
 
 def test_twice_saturation_is_as_useful_as_saturation() -> None:
-    """S-06: goodput, bounded memory, quick refusals."""
-    grid = ServeGrid(("lap",), n=500, items=5_000, users=20, seconds=15.0, loads=(1.0, 2.0))
+    """S-06: goodput, bounded memory; the loads take turns, so the machine is the same for both."""
+    grid = ServeGrid(
+        ("lap",), n=500, items=5_000, users=20, seconds=18.0, loads=(1.0, 2.0), turns=9
+    )
     full, over = run(grid)
     assert full.failed == over.failed == 0
-    assert over.goodput_per_s >= 0.9 * full.goodput_per_s
+    ratio_T = np.array(over.goodput_of_turns_per_s) / np.array(full.goodput_of_turns_per_s)
+    print(f"goodput at 2 beside 1, turn by turn: {np.round(ratio_T, 2)}")
+    assert np.median(ratio_T) >= 0.9
     assert over.turned_away > 0
     assert over.server_rss_mib < full.server_rss_mib + 100
 
@@ -100,12 +105,16 @@ def test_twice_saturation_is_as_useful_as_saturation() -> None:
 def test_a_soak_leaves_memory_flat(tmp_path, world) -> None:
     """R-46: ingest, ranking, swaps and evictions; LCN_SOAK_S seconds, 15 minutes by default."""
     seconds = float(os.environ.get("LCN_SOAK_S", "900"))
-    with live(tmp_path, world.bundle, cache_mib=1, audit_s=5.0) as (running, client):
+    for seed in (1, 2):
+        other = make_world(tmp_path / f"w{seed}", seed=seed, dataset=world.dataset)
+        shutil.move(other.bundle, tmp_path / f"v{seed}")
+    with live(tmp_path, tmp_path / "v1", cache_mib=1, audit_s=5.0) as (running, client):
         stop, failures, laps = time.monotonic() + seconds, [], []
 
         def work(seed: int) -> None:
             draw = np.random.default_rng(seed)
-            with Client(client.url) as own:
+            # A machine may starve this process for seconds; only an answer that never comes fails.
+            with Client(client.url, timeout=60) as own:
                 number = 0
                 while time.monotonic() < stop:
                     user = f"u{draw.integers(2000)}"
@@ -121,9 +130,11 @@ def test_a_soak_leaves_memory_flat(tmp_path, world) -> None:
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
         for thread in threads:
             thread.start()
-        memory = []
+        memory, mismatches = [], 0
         while time.monotonic() < stop:
             time.sleep(seconds / 60)
+            mismatches += running.parts.registry.get().cache.counts.mismatches
+            client.load(f"v{2 - len(memory) % 2}")
             gc.collect()
             with open("/proc/self/statm") as file:
                 pages = int(file.read().split()[1])
@@ -131,8 +142,10 @@ def test_a_soak_leaves_memory_flat(tmp_path, world) -> None:
             memory.append((pages * 4096 / 2**20, handles, threading.active_count()))
         for thread in threads:
             thread.join()
+        slowest = [f"{spent:.2f} s at {at - stop + seconds:.0f}" for at, spent in laps if spent > 1]
+        print(f"{len(laps)} turns, slower than a second: {slowest}; memory MiB: {memory[::10]}")
         assert failures == []
-        assert running.parts.registry.get().cache.counts.mismatches == 0
+        assert mismatches == 0
         settled = np.array(memory[len(memory) // 3 :])
         assert settled[-1, 0] - settled[0, 0] < 20
         assert np.ptp(settled[:, 1]) <= 4

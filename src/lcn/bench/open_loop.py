@@ -7,6 +7,7 @@ that it kept waiting; a closed loop would simply send fewer.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -80,12 +81,17 @@ async def fire(host: str, port: int, plan: Sequence[Planned], connections: int =
         now = time.perf_counter() - started
         shots.append(Shot(each.kind, each.at_s, now - each.at_s, status))
 
-    async with asyncio.TaskGroup() as group:
-        for each in plan:
-            wait = each.at_s - (time.perf_counter() - started)
-            if wait > 0:
-                await asyncio.sleep(wait)
-            group.create_task(one(each))
+    # A garbage collection of this process would be charged to the server.
+    gc.disable()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in plan:
+                wait = each.at_s - (time.perf_counter() - started)
+                if wait > 0:
+                    await asyncio.sleep(wait)
+                group.create_task(one(each))
+    finally:
+        gc.enable()
     for connection in idle:
         await connection.wait_closed()
     return shots

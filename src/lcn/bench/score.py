@@ -18,7 +18,7 @@ from torch import Tensor
 from lcn import ops
 from lcn.backbones.base import Query
 from lcn.bench.worker import Variant
-from lcn.bench.workload import Workload, build_dataset, build_model
+from lcn.bench.workload import Workload, build_dataset, build_model, per_sample
 from lcn.data.batch import Batch
 from lcn.data.loader import Collator
 from lcn.errors import ConfigError
@@ -91,6 +91,12 @@ class Served:
         request = self._request
         query = Query(self._model.item(field_CF), field_CF, request.time_C, request.user_of_C)
         return self._model.score(request, replace(parts, query=query), state).logit_C
+
+    def stateless(self) -> Callable[[], Tensor]:
+        """Prepare the request of a framework without states: each candidate brings a history of
+        its own, and each call looks it up, encodes and searches it."""
+        batch = per_sample(self._request)
+        return lambda: self._model(batch).logit_C
 
 
 def run(

@@ -1,7 +1,8 @@
 """A whole server under open-loop load: histories in the store, candidates over HTTP.
 
 The server runs in a process of its own with one model per backbone (untrained: only sizes
-matter); requests for the models alternate, so whatever disturbs the machine disturbs both.
+matter); requests for the models alternate, and several loads take turns, so what disturbs the
+machine disturbs all alike.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class ServeGrid:
     """Of each load."""
     loads: Sequence[float] = (0.5,)
     """Shares of the measured saturation; 2 is twice what the server can do."""
+    turns: int = 6
+    """Parts that each load's time is cut into, when there are several."""
     workers: int = 0
     deadline_ms: float = 100.0
     seed: int = 0
@@ -84,6 +87,8 @@ class ServeRecord:
     planned_per_s: float
     goodput_per_s: float
     """Requests answered with scores in time."""
+    goodput_of_turns_per_s: tuple[float, ...]
+    """The same for each turn, to compare with the same turn of another load."""
     turned_away: int
     """429 or 503."""
     turned_away_p99_ms: float
@@ -117,18 +122,20 @@ def run(grid: ServeGrid, tell: Callable[[str], None] = lambda text: None) -> Ite
             )
             if not saturation:
                 raise ServeError("the server answered nothing in four seconds")
-            for load in grid.loads:
-                tell(f"load {load:g}: {load * saturation:.0f} requests/s for {grid.seconds:g} s")
-                wanted, before = os.getloadavg()[0], cpu_s(process.pid)
-                shots = _push(grid, port, asked, load * saturation)
-                record = _record(grid, load, saturation, shots)
-                spent = cpu_s(process.pid) - before
-                yield replace(
-                    record,
-                    server_cpu_ms=1000 * spent / max(sum(s.status == 200 for s in shots), 1),
-                    server_rss_mib=_rss_mib(process.pid),
-                    machine_load=wanted,
-                )
+            turns = grid.turns if len(grid.loads) > 1 else 1
+            of_load: dict[float, list[_Turn]] = {load: [] for load in grid.loads}
+            wanted = os.getloadavg()[0]
+            for number in range(turns):
+                for load in grid.loads:
+                    rate, seconds = load * saturation, grid.seconds / turns
+                    tell(f"load {load:g}: {rate:.0f} requests/s for {seconds:g} s")
+                    plan = _plan(asked, rate, seconds, grid.seed + number)
+                    before = cpu_s(process.pid)
+                    shots = _push(port, plan, 3 * len(grid.backbones))
+                    of_load[load].append(_Turn(shots, seconds, cpu_s(process.pid) - before))
+            for load, parts in of_load.items():
+                record = _record(grid, load, saturation, parts)
+                yield replace(record, server_rss_mib=_rss_mib(process.pid), machine_load=wanted)
 
 
 def prepare(grid: ServeGrid, folder: Path) -> list[Path]:
@@ -225,19 +232,44 @@ def difference(shots: Sequence[Shot], one: int, other: int, share: float) -> flo
     return 1000 * float(np.quantile(mine, share) - np.quantile(theirs, share))
 
 
-def _push(grid: ServeGrid, port: int, asked: list[tuple[int, bytes]], rate: float) -> list[Shot]:
-    at_S = poisson(rate, grid.seconds, grid.seed)
-    plan = [Planned(float(at), *asked[number % len(asked)]) for number, at in enumerate(at_S)]
-    # Three of each kind first, which nobody counts.
-    asyncio.run(fire("127.0.0.1", port, plan[: 3 * len(grid.backbones)]))
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A part of a load's time."""
+
+    shots: list[Shot]
+    seconds: float
+    cpu_s: float
+
+    @property
+    def good(self) -> int:
+        return sum(shot.status == 200 for shot in self.shots)
+
+    @property
+    def span_s(self) -> float:
+        """Until the last answer."""
+        return max((shot.planned_s + shot.latency_s for shot in self.shots), default=self.seconds)
+
+
+def _plan(asked: list[tuple[int, bytes]], rate: float, seconds: float, seed: int) -> list[Planned]:
+    at_S = poisson(rate, seconds, seed)
+    return [Planned(float(at), *asked[number % len(asked)]) for number, at in enumerate(at_S)]
+
+
+def _push(port: int, plan: list[Planned], first: int) -> list[Shot]:
+    # A few first, which nobody counts.
+    asyncio.run(fire("127.0.0.1", port, plan[:first]))
     return asyncio.run(fire("127.0.0.1", port, plan, connections=256))
 
 
-def _record(grid: ServeGrid, load: float, saturation: float, shots: list[Shot]) -> ServeRecord:
-    good = [shot for shot in shots if shot.status == 200]
+def _record(grid: ServeGrid, load: float, saturation: float, turns: Sequence[_Turn]) -> ServeRecord:
+    shots = [
+        replace(shot, planned_s=shot.planned_s + number * turn.seconds)
+        for number, turn in enumerate(turns)
+        for shot in turn.shots
+    ]
+    good = sum(turn.good for turn in turns)
     away = [shot for shot in shots if shot.status in (429, 503)]
     late = sum(shot.status == 504 for shot in shots)
-    span = max((shot.planned_s + shot.latency_s for shot in shots), default=1.0)
     kinds = {name: kind for kind, name in enumerate(grid.backbones)}
     p50 = p99 = interval = None
     if {"lap", "sim_soft"} <= kinds.keys():
@@ -250,17 +282,18 @@ def _record(grid: ServeGrid, load: float, saturation: float, shots: list[Shot]) 
         items=grid.items,
         load=load,
         saturation_per_s=saturation,
-        planned_per_s=len(shots) / grid.seconds,
-        goodput_per_s=len(good) / span,
+        planned_per_s=len(shots) / sum(turn.seconds for turn in turns),
+        goodput_per_s=good / sum(turn.span_s for turn in turns),
+        goodput_of_turns_per_s=tuple(turn.good / turn.span_s for turn in turns),
         turned_away=len(away),
         turned_away_p99_ms=_quantile_ms([shot.latency_s for shot in away], 0.99),
         late=late,
-        failed=len(shots) - len(good) - len(away) - late,
+        failed=len(shots) - good - len(away) - late,
         models=tuple(_summary(grid, shots, kind) for kind in range(len(grid.backbones))),
         lap_minus_sim_p50_ms=p50,
         lap_minus_sim_p50_ms_interval=interval,
         lap_minus_sim_p99_ms=p99,
-        server_cpu_ms=math.nan,
+        server_cpu_ms=1000 * sum(turn.cpu_s for turn in turns) / max(good, 1),
         server_rss_mib=math.nan,
         machine_load=math.nan,
     )

@@ -17,13 +17,12 @@ from starlette.responses import HTMLResponse, Response
 from lcn import __version__
 from lcn.serve import problems
 from lcn.serve.explain import describe, explain
-from lcn.serve.limits import Limits
+from lcn.serve.limits import STARTED, Limits
 from lcn.serve.oip import infer_router, oip_router
 from lcn.serve.parts import FastRoute, Parts, allowed, as_json, probabilities, rank
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import Version, bundle_path
 from lcn.serve.settings import ServeConfig
-from lcn.serve.store.records import Event
 from lcn.serve.wire import (
     DeleteAnswer,
     ErrorAnswer,
@@ -80,7 +79,8 @@ def build_app(parts: Parts) -> FastAPI:
         metrics=parts.metrics,
         max_bytes=parts.config.max_body_bytes,
         timeout_s=parts.config.body_timeout_s,
-        busy=lambda: parts.ranker.hopeless(parts.config.deadline_ms / 1000),
+        busy=parts.ranker.admission.refusal,
+        deadline_ms=parts.config.deadline_ms,
     )
     return app
 
@@ -94,6 +94,8 @@ def _ranking(parts: Parts) -> APIRouter:
         limit = parts.config.max_candidates
         if len(body.candidates) > limit:
             raise HTTPException(400, f"candidates: at most {limit}, got {len(body.candidates)}")
+        stage, parsed = parts.metrics.stage, time.monotonic()
+        stage.labels("parse").observe(parsed - http.scope[STARTED])
         version = parts.registry.get(body.model)
         job = Job(
             user=body.user,
@@ -109,7 +111,10 @@ def _ranking(parts: Parts) -> APIRouter:
             explain=MOST_EXPLAINED if body.explain else 0,
         )
         ranked = await rank(parts, http, version, job, body.deadline_ms or parts.config.deadline_ms)
-        return as_json(_rank_answer(body, ranked))
+        answered = time.monotonic()
+        answer = as_json(_rank_answer(body, ranked))
+        stage.labels("answer").observe(time.monotonic() - answered)
+        return answer
 
     @router.post("/events", response_model=EventsAnswer, dependencies=[allowed(parts, "ingest")])
     async def add_events(body: EventsRequest) -> Response:
@@ -118,14 +123,7 @@ def _ranking(parts: Parts) -> APIRouter:
             raise HTTPException(
                 400, f"events: at most {parts.config.max_events}, got {len(body.events)}"
             )
-        events = [
-            Event(
-                each.user, each.event_id, each.item, each.time, each.domain, each.sequence,
-                each.arrival, each.context,
-            )
-            for each in body.events
-        ]  # fmt: skip
-        done = await parts.ingest.add(events)
+        done = await parts.ingest.add(body.events)
         return as_json(
             {
                 "outcomes": done.outcomes,
@@ -203,7 +201,7 @@ def _models(parts: Parts) -> APIRouter:
         folder = bundle_path(Folder(parts.config.bundles), body.bundle)
         try:
             version = await asyncio.to_thread(
-                parts.registry.load, folder, warm_users=parts.config.warm_users
+                parts.registry.load, folder, warm_users=parts.config.warm_users, now=parts.now
             )
         except Exception:
             parts.metrics.swaps.labels("refused").inc()
@@ -268,8 +266,7 @@ def _rank_answer(body: RankRequest, ranked: Ranked) -> dict[str, Any]:
 
 
 def _state_answer(parts: Parts, version: Version, user: str) -> dict[str, Any]:
-    now = _now()
-    lease = version.cache.get(user, now)
+    lease = version.cache.get(user, parts.now())
     view = lease.view
     return {
         "user": user,
@@ -317,7 +314,3 @@ def _openapi(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
         most["maxItems"] = min(most["maxItems"], config.max_events)
         app.openapi_schema = page
     return app.openapi_schema
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -7,18 +7,18 @@ once per group and not once per request.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 from lcn.errors import StoreError
+from lcn.serve.admission import Overloaded
 from lcn.serve.metrics import ServerMetrics
-from lcn.serve.ranker import Overloaded
 from lcn.serve.registry import Registry
 from lcn.serve.store.base import Ack, BehaviourStore, Outcome
-from lcn.serve.store.records import Event, pack, time_problem
+from lcn.serve.store.records import EventLike, pack, time_problem
 
 Refused = Literal["unit", "early", "future"]
 
@@ -35,7 +35,7 @@ class Ingested:
 
 @dataclass(slots=True)
 class _Waiting:
-    events: Sequence[Event]
+    events: Sequence[EventLike]
     done: asyncio.Future[Ack]
 
 
@@ -46,6 +46,7 @@ class Ingest:
         store: where events go.
         registry: whose caches follow.
         metrics: counted here.
+        now: the time of day, UTC milliseconds.
         earliest: UTC milliseconds of the first plausible event.
         most: events that may wait.
     """
@@ -56,24 +57,25 @@ class Ingest:
         registry: Registry,
         metrics: ServerMetrics,
         *,
+        now: Callable[[], int],
         earliest: int,
         most: int = 20_000,
     ) -> None:
         self._store, self._registry, self._metrics = store, registry, metrics
-        self._earliest, self._most = earliest, most
+        self._now, self._earliest, self._most = now, earliest, most
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._waiting: list[_Waiting] = []
         self._count = 0
         self._running = False
 
-    async def add(self, events: Sequence[Event]) -> Ingested:
+    async def add(self, events: Sequence[EventLike]) -> Ingested:
         """Store events; those with impossible times are refused one by one.
 
         Raises:
             StoreError: nothing is acknowledged.
             Overloaded: too many events wait.
         """
-        now = time.time_ns() // 1_000_000
+        now = self._now()
         problems = [
             time_problem(event.time, now, self._earliest)
             or (time_problem(event.arrival, now, self._earliest) if event.arrival else None)
@@ -83,8 +85,8 @@ class Ingest:
         ack = await self._commit(good)
         stored = iter(ack.outcomes)
         outcomes = tuple(problem or next(stored) for problem in problems)
-        for outcome in outcomes:
-            self._metrics.events.labels(outcome).inc()
+        for outcome, count in Counter(outcomes).items():
+            self._metrics.events.labels(outcome).inc(count)
         versions = {event.user: ack.versions[event.user] for event in good}
         return Ingested(outcomes, versions, ack.durability)  # type: ignore[arg-type]
 
@@ -102,7 +104,7 @@ class Ingest:
         """Finish what waits."""
         self._pool.shutdown(wait=True)
 
-    async def _commit(self, events: Sequence[Event]) -> Ack:
+    async def _commit(self, events: Sequence[EventLike]) -> Ack:
         if self._count + len(events) > self._most:
             raise Overloaded("ingest")
         loop = asyncio.get_running_loop()
@@ -142,7 +144,7 @@ class Ingest:
         fields = self._store.fields
         batch = [pack(event, fields) for each in group for event in each.events]
         try:
-            ack = self._store.append(batch, time.time_ns() // 1_000_000)
+            ack = self._store.append(batch, self._now())
         except StoreError:
             # Part of the batch may be in (several users on a server): caches must ask again.
             for user in {each.user for each in batch}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lcn.serve.admission import Overloaded
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.problems import overloaded, problem
-from lcn.serve.ranker import Overloaded
+
+_DEADLINE = re.compile(rb'"deadline_ms"\s*:\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)')
 
 STARTED = "lcn.started"
 """Where a request's arrival (monotonic seconds) stands in its scope."""
@@ -26,7 +29,9 @@ class Limits:
         metrics: counted here.
         max_bytes: of a body.
         timeout_s: for a whole body to arrive.
-        busy: why a ranking request would be turned away now, None when it would not.
+        busy: why a ranking request with so many seconds would be turned away now, None when it
+            would not.
+        deadline_ms: of requests that bring none.
     """
 
     def __init__(
@@ -35,9 +40,11 @@ class Limits:
         metrics: ServerMetrics,
         max_bytes: int,
         timeout_s: float,
-        busy: Callable[[], Overloaded | None],
+        busy: Callable[[float], Overloaded | None],
+        deadline_ms: float,
     ) -> None:
         self._app, self._metrics, self._busy = app, metrics, busy
+        self._deadline_ms = deadline_ms
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +73,7 @@ class Limits:
         if refused is not None:
             refused.headers["Connection"] = "close"
             await refused(scope, receive, counted)
-        elif _ranks(scope) and (busy := self._busy()) is not None:
+        elif _ranks(scope) and (busy := self._busy(self._left_s(body, started))) is not None:
             scope["route"] = _Path("/v1/rank" if scope["path"] == "/v1/rank" else "infer")
             await overloaded(busy, self._metrics)(scope, receive, counted)
         elif body is not None and body["type"] == "http.disconnect":
@@ -77,6 +84,14 @@ class Limits:
         endpoint = getattr(route, "path", "other")
         self._metrics.requests.labels(endpoint, str(status)).inc()
         self._metrics.seconds.labels(endpoint).observe(time.monotonic() - started)
+
+    def _left_s(self, body: Message | None, started: float) -> float:
+        """Seconds a request has, without parsing it: at twice saturation, parsing what is then
+        refused would cost a part of the useful work."""
+        found = _DEADLINE.search(body["body"]) if body is not None else None
+        # A number that is none is refused later, by name.
+        limit_ms = float(found[1]) if found is not None else self._deadline_ms
+        return limit_ms / 1000 - (time.monotonic() - started)
 
     def _refuse(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])

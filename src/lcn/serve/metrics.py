@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from lcn.errors import StoreError
 from lcn.serve.registry import Registry
 from lcn.serve.store.base import BehaviourStore
 
@@ -28,7 +29,8 @@ class ServerMetrics:
             buckets=_SECONDS, registry=own,
         )  # fmt: skip
         self.stage = Histogram(
-            "lcn_stage_seconds", "Time in a stage of a ranking request.", ["stage"],
+            "lcn_stage_seconds",
+            "Time in a stage of a ranking request; rebuild is a part of state.", ["stage"],
             buckets=_SECONDS, registry=own,
         )  # fmt: skip
         self.rejected = Counter(
@@ -53,7 +55,7 @@ class ServerMetrics:
         )
         self.swaps = Counter("lcn_model_changes", "Loads and rollbacks.", ["result"], registry=own)
         self.pending = Gauge("lcn_pending", "Ranking requests that wait or run.", registry=own)
-        for name in ("queue", "state", "score"):
+        for name in ("parse", "queue", "state", "rebuild", "score", "answer"):
             self.stage.labels(name)
 
     def watch(self, models: Registry, store: BehaviourStore, pending: Callable[[], int]) -> None:
@@ -90,7 +92,10 @@ class _Watched:
                          "audits", "mismatches"):  # fmt: skip
                 counts.add_metric([name, what], getattr(seen, what))
         yield from (info, size, states, counts)
-        facts = self._store.facts()
+        try:
+            facts = self._store.facts()
+        except StoreError:
+            return  # counted where requests ask it; all else is still told
         for name, value, text in (
             ("users", facts.users, "Users with events."),
             ("events", facts.events, "Events kept."),

@@ -36,6 +36,8 @@ class Parts:
     metrics: ServerMetrics
     tokens: Tokens | None
     ready: Callable[[], bool]
+    now: Callable[[], int]
+    """The time of day, UTC milliseconds."""
     users: Callable[[str, int], list[str]]
     """Users to pick from, by prefix."""
 
@@ -85,7 +87,7 @@ def allowed(parts: Parts, scope: Scope) -> Any:
 async def rank(parts: Parts, http: Request, version: Version, job: Job, limit_ms: float) -> Ranked:
     """Rank within a deadline counted from the request's arrival; stop when the client leaves."""
     watch = None
-    if parts.ranker.pending >= 1:
+    if parts.ranker.admission.pending >= 1:
         watch = asyncio.create_task(_watch(http, job))
     try:
         return await parts.ranker.rank(job, version, http.scope[STARTED] + limit_ms / 1000)

@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from lcn.errors import CheckpointError, ServeError, StoreError
+from lcn.serve.admission import Overloaded
 from lcn.serve.metrics import ServerMetrics
-from lcn.serve.ranker import Late, Overloaded
+from lcn.serve.ranker import Late
 from lcn.serve.registry import UnknownModel
 
 CODES = {
@@ -26,6 +27,7 @@ CODES = {
     409: "refused",
     413: "too_large",
     415: "media_type",
+    431: "headers",
     429: "overloaded",
     500: "internal",
     503: "unavailable",
@@ -48,8 +50,7 @@ def overloaded(error: Overloaded, metrics: ServerMetrics) -> Response:
     """A request turned away, counted."""
     metrics.rejected.labels(error.reason).inc()
     text = f"turned away ({error.reason}); come again in {error.retry_after} s"
-    status = 503 if error.reason == "draining" else 429
-    return problem(status, text, headers={"Retry-After": str(error.retry_after)})
+    return problem(429, text, headers={"Retry-After": str(error.retry_after)})
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Whole requests, in time or not at all: a bounded queue, deadlines, and what is done without.
 
-A request that cannot be answered before its deadline is turned away at once rather than queued,
-so beyond saturation the server still does as much useful work as at its best.
+Who is let in is decided in `lcn.serve.admission`. Many candidates are scored in parts of one size,
+so an idle worker can take some and the logits are the same whether one did.
 When a state is not at hand: rebuild it if there is time; else a stale one; else the short-term
 part; without the store a stale one, else no history at all. Each is named in the answer.
 """
@@ -9,11 +9,11 @@ part; without the store a stale one, else no history at all. Each is named in th
 from __future__ import annotations
 
 import asyncio
-import math
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from lcn.backbones.base import Level
 from lcn.errors import StoreError
+from lcn.serve.admission import Admission, Ticket
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.registry import Registry, Version
 from lcn.serve.scorer import Request
@@ -55,6 +56,20 @@ class Job:
     cancelled: bool = False
 
 
+@dataclass(slots=True)
+class _Run:
+    """A job on its way."""
+
+    job: Job
+    version: Version
+    ticket: Ticket
+    deadline: float
+    """Monotonic seconds."""
+    clock: Callable[[], float]
+    service_s: float | None = None
+    """How long it ran, once it did."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranked:
     """An answer."""
@@ -72,14 +87,6 @@ class Ranked:
     levels: tuple[Level, ...]
 
 
-class Overloaded(Exception):
-    """Turned away unserved; come again after some seconds."""
-
-    def __init__(self, reason: str, retry_after: int = 1) -> None:
-        super().__init__(reason)
-        self.reason, self.retry_after = reason, retry_after
-
-
 class Late(Exception):
     """The deadline passed; `where` says in which stage."""
 
@@ -95,34 +102,32 @@ class Ranker:
         registry: the versions.
         store: where histories are.
         metrics: counted here.
+        now: the time of day, UTC milliseconds.
         workers: threads that score.
         queue: requests that may wait or run.
         stale_s: how old a state may be when the store does not answer.
         short: events of the short-term part.
+        part: candidates that are scored together; more are cut into parts of nearly one size.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         registry: Registry,
         store: BehaviourStore,
         metrics: ServerMetrics,
         *,
+        now: Callable[[], int],
         workers: int = 1,
         queue: int = 64,
         stale_s: float = 600.0,
         short: int = 50,
+        part: int = 500,
     ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
-        self._workers, self._queue = workers, queue
-        self._stale_s, self._short = stale_s, short
+        self._now, self._workers = now, workers
+        self._stale_s, self._short, self._part = stale_s, short, part
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rank")
-        self._lock = threading.Lock()
-        self.pending = 0
-        self.service_s = 0.0
-        """Running mean of what a request takes once it runs ..."""
-        self.spread_s = 0.0
-        """... and of how far one is from it."""
-        self.draining = False
+        self.admission = Admission(workers, queue)
 
     async def rank(
         self,
@@ -143,14 +148,11 @@ class Ranker:
             Overloaded: no room in the queue, or no chance to be in time.
             Late: the deadline passed.
         """
-        self._admit(deadline - clock())
         queued = clock()
-        with self._lock:
-            self.pending += 1
-        work = asyncio.get_running_loop().run_in_executor(
-            self._pool, self._work, job, version, queued, deadline, clock
-        )
-        work.add_done_callback(self._done)
+        ticket = self.admission.enter(queued, deadline - queued)
+        running = _Run(job, version, ticket, deadline, clock)
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._work, running)
+        work.add_done_callback(lambda _: self.admission.leave(ticket, clock(), running.service_s))
         try:
             ranked = await work
         except asyncio.CancelledError:
@@ -160,74 +162,72 @@ class Ranker:
             raise Late("score")
         return ranked
 
-    def hopeless(self, left: float) -> Overloaded | None:
-        """Whether a request with so many seconds left would be turned away now.
-
-        Asked before a request is even parsed: at twice saturation, parsing what is then refused
-        would cost a fifth of the useful work.
-        """
-        try:
-            self._admit(left)
-        except Overloaded as refusal:
-            return refusal
-        return None
-
     def close(self) -> None:
         """Wait for what runs."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _admit(self, left: float) -> None:
-        if self.draining:
-            raise Overloaded("draining")
-        wait = self.pending / self._workers * self.service_s
-        if self.pending >= self._queue:
-            raise Overloaded("queue", max(1, math.ceil(wait)))
-        # One that is let in and comes late costs those behind it, so doubt turns it away.
-        if self.pending >= self._workers and wait + self.service_s + 2 * self.spread_s > left:
-            raise Overloaded("deadline")
-
-    def _done(self, work: asyncio.Future[Ranked]) -> None:
-        with self._lock:
-            self.pending -= 1
-
-    def _work(
-        self,
-        job: Job,
-        version: Version,
-        queued: float,
-        deadline: float,
-        clock: Callable[[], float],
-    ) -> Ranked:
+    def _work(self, run: _Run) -> Ranked:
+        job, version, clock = run.job, run.version, run.clock
         started = clock()
-        self._metrics.stage.labels("queue").observe(started - queued)
-        # What waited and is now unlikely to be in time is not begun; what did not wait always is,
+        self._metrics.stage.labels("queue").observe(started - run.ticket.at_s)
+        # What waited and is now unlikely to be in time is not begun; what found an idle worker is,
         # or a wrong idea of the time it takes would never be corrected.
-        hopeless = started - queued > 0.001 and started + self.service_s > deadline
-        if hopeless or started > deadline or job.cancelled:
+        hopeless = run.ticket.waits and started + self.admission.service_s > run.deadline
+        if hopeless or started > run.deadline or job.cancelled:
             raise Late("queue")
-        now = time.time_ns() // 1_000_000
+        now = self._now()
         moment = now + 1 if job.moment is None else job.moment
-        view, age, degraded = self._view(job.user, version, now, deadline - started)
+        view, age, degraded = self._view(job.user, version, now, run.deadline - started)
         ready = clock()
         self._metrics.stage.labels("state").observe(ready - started)
         request, unknown = self._request(job, version, moment)
-        scores = version.scorer.score(view, request)
-        if not bool(np.isfinite(scores.logit_C).all()):
+        logit_C = self._logits(version, view, request)
+        if not bool(np.isfinite(logit_C).all()):
             self._metrics.nonfinite.inc()
             raise ArithmeticError(f"model {version.name} {version.version} gave non-finite logits")
         levels: tuple[Level, ...] = ()
         if job.explain:
             first = request.first(job.explain)
             levels = version.scorer.score(view, first, levels=True).levels
-        spent = clock() - started
+        run.service_s = clock() - started
         self._metrics.stage.labels("score").observe(clock() - ready)
-        with self._lock:
-            self.spread_s += (abs(spent - self.service_s) - self.spread_s) * 0.05
-            self.service_s += (spent - self.service_s) * (0.05 if self.service_s else 1.0)
         return Ranked(
-            scores.logit_C, version, view.version, 1000 * age, degraded, unknown, view, moment,
+            logit_C, version, view.version, 1000 * age, degraded, unknown, view, moment,
             levels,
         )  # fmt: skip
+
+    def _logits(self, version: Version, view: View, request: Request) -> NDArray[np.float32]:
+        """Score in parts; workers with nothing to do help.
+
+        Whoever comes takes the next part, so a helper that comes late finds none and nobody waits
+        for a helper that has not begun.
+        """
+        parts = request.parts(self._part)
+        if len(parts) == 1:
+            return version.scorer.score(view, request).logit_C
+        todo = deque(enumerate(parts))
+        logit_PC: list[NDArray[np.float32] | None] = [None] * len(parts)
+
+        def take() -> None:
+            while True:
+                try:
+                    place, part = todo.popleft()
+                except IndexError:
+                    return
+                logit_PC[place] = version.scorer.score(view, part).logit_C
+
+        idle = min(self._workers - self.admission.pending, len(parts) - 1)
+        helpers: list[Future[None]] = []
+        try:
+            for _ in range(idle):
+                with suppress(RuntimeError):  # shutting down: no helpers any more
+                    helpers.append(self._pool.submit(take))
+            take()
+        finally:
+            for helper in helpers:
+                if not helper.cancel():
+                    helper.result()
+        return np.concatenate([each for each in logit_PC if each is not None])
 
     def _view(
         self, user: str, version: Version, now: int, left: float
@@ -238,8 +238,9 @@ class Ranker:
             found = cache.find(user, now)
             if not isinstance(found, int):
                 return found.view, found.age_s, None
-            if cache.counts.rebuild_seconds + self.service_s <= left:
-                built = cache.build(user, found, now)
+            if cache.counts.rebuild_seconds + self.admission.service_s <= left:
+                with self._metrics.stage.labels("rebuild").time():
+                    built = cache.build(user, found, now)
                 return built.view, built.age_s, None
             stale = self._stale(user, version, now)
             if stale is not None:

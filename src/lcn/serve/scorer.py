@@ -8,6 +8,7 @@ fields, R request fields, P profile fields.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -49,8 +50,21 @@ class Request:
 
     def first(self, count: int) -> Request:
         """The same request for its first candidates."""
+        return self._slice(0, count)
+
+    def parts(self, most: int) -> list[Request]:
+        """The request cut into parts of nearly one size, `most` candidates at most each."""
+        count = len(self.address_C)
+        edges = np.linspace(0, count, max(-(-count // most), 1) + 1).astype(int)
+        if len(edges) == 2:
+            return [self]
+        return [self._slice(a, b) for a, b in pairwise(edges)]
+
+    def _slice(self, start: int, end: int) -> Request:
         return replace(
-            self, address_C=self.address_C[:count], candidate_CA=self.candidate_CA[:count]
+            self,
+            address_C=self.address_C[start:end],
+            candidate_CA=self.candidate_CA[start:end],
         )
 
 

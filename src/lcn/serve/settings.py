@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from lcn.config import Config
 from lcn.serve.store.base import Limits
@@ -35,6 +35,9 @@ class ServeConfig(Config):
     """Memory for users' states, for each model."""
     workers: int = 0
     """Threads that score; 0: one per processor, at most 4."""
+    part: int = Field(500, ge=1)
+    """Candidates scored together; of more, idle workers take parts. A part costs some milliseconds
+    of processor time whatever its size, so a large one serves more requests, a small one sooner."""
     queue: int = 64
     """Requests that wait or run at once; more are turned away."""
     deadline_ms: float = 100.0
@@ -48,6 +51,12 @@ class ServeConfig(Config):
     ingest_queue: int = 20_000
     """Events that wait for the store; more are turned away."""
     body_timeout_s: float = 5.0
+    header_timeout_s: float = 5.0
+    """For the headers of a request, from the opening of its connection or its first byte."""
+    max_header_bytes: int = 32 * 1024
+    """Of a request's first line and headers."""
+    max_connections: int = 512
+    """Open at once; beyond, the one that has waited longest without a request is closed."""
     drain_s: float = 10.0
     """How long running requests may take after SIGTERM."""
     warm_users: int = 1000

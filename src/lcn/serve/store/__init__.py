@@ -20,7 +20,8 @@ def open_store(
     """Open a behaviour store, making it when it is not there.
 
     Args:
-        place: a folder, or `redis://host:port/db`, `rediss://...`, `unix://...` for a server.
+        place: a folder, or `redis://host:port/db`, `rediss://...`, `unix://...` for a server;
+            `redis://one:6379,two:6379/0?replicas=1` for a primary and its replicas.
         fields: names of the event context fields to keep.
         limits: how much of a user's history is kept.
         durability: of a folder; a server has its own, which acknowledgements name.

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,36 @@ class Event:
     """Field name -> value."""
 
 
+class EventLike(Protocol):
+    """What stores read of an event, whoever made it: `Event`, or one just parsed."""
+
+    @property
+    def user(self) -> str:
+        """See `Event`, for all of these."""
+        ...
+
+    @property
+    def event_id(self) -> str: ...  # noqa: D102
+
+    @property
+    def item(self) -> str: ...  # noqa: D102
+
+    @property
+    def time(self) -> int: ...  # noqa: D102
+
+    @property
+    def domain(self) -> Domain: ...  # noqa: D102
+
+    @property
+    def sequence(self) -> int: ...  # noqa: D102
+
+    @property
+    def arrival(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def context(self) -> Mapping[str, str]: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """An event as stores take it."""
@@ -77,7 +108,7 @@ def hash_texts(texts: Sequence[str]) -> NDArray[np.uint64]:
     return np.fromiter((plain(text) for text in texts), np.uint64, len(texts))
 
 
-def pack(event: Event, fields: Sequence[str]) -> Packed:
+def pack(event: EventLike, fields: Sequence[str]) -> Packed:
     """Turn an event into a record; context values of other names are left out."""
     known = max(event.time, event.arrival or 0)
     context = [

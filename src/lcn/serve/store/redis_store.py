@@ -7,8 +7,8 @@ script adds a user's events, so a batch is atomic per user and an id counts once
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import redis
 
@@ -16,6 +16,12 @@ from lcn.errors import StoreError
 from lcn.schema import Domain
 from lcn.serve.store.base import Ack, Change, Limits, Outcome, Stored, StoreFacts
 from lcn.serve.store.records import CONTEXT, Packed, check_fields, unpack
+from lcn.serve.store.redis_servers import Servers, parse_address
+
+REPLICATE_S = 0.5
+"""For replicas to confirm a batch; less than a writer waits for its server."""
+
+T = TypeVar("T")
 
 _DOMAINS: tuple[Domain, Domain] = ("source", "target")
 
@@ -56,7 +62,8 @@ class RedisStore:
     """See `BehaviourStore`.
 
     Args:
-        url: of the server.
+        url: of the server, or `redis://one:6379,two:6379/0?replicas=1`: of several, one of which is
+            the primary, and how many replicas must have a batch before it is acknowledged.
         fields: event context fields.
         limits: how much of a history is kept.
         prefix: of every key.
@@ -71,11 +78,14 @@ class RedisStore:
         self.fields, self.limits = check_fields(fields), limits
         self._cap = max(limits.count(8 * (CONTEXT + len(self.fields))), 1)
         self._prefix = prefix
-        self._redis = redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=2.0)
-        self._script = self._redis.register_script(_APPEND)
-        with self._errors("open the store"):
-            self._check_fields()
-            self.durability = self._server_durability()
+        address = parse_address(url)
+        self._replicas = address.replicas
+        self._servers = Servers(address.urls)
+        self._script = redis.Redis().register_script(_APPEND)
+        self._ask("open the store", self._check_fields, write=True)
+        self.durability = self._ask("open the store", _server_durability, write=True)
+        if self._replicas:
+            self.durability += f"+{self._replicas}"
 
     def append(self, batch: Sequence[Packed], now: int) -> Ack:
         """See `BehaviourStore`; atomic per user."""
@@ -85,31 +95,38 @@ class RedisStore:
         outcomes: list[Outcome] = ["stored"] * len(batch)
         changes = []
         versions = {}
-        with self._errors("store a batch"):
+
+        def work(server: redis.Redis) -> None:
             for user, places in of_user.items():
                 found, change, versions[user] = self._append_user(
-                    user, [batch[at] for at in places], now
+                    server, user, [batch[at] for at in places], now
                 )
                 for at, outcome in zip(places, found, strict=True):
                     outcomes[at] = outcome
                 if change is not None:
                     changes.append(change)
+            self._replicate(server)
+
+        self._ask("store a batch", work, write=True)
         return Ack(tuple(outcomes), versions, self.durability, tuple(changes))
 
     def version(self, user: str) -> int:
         """See `BehaviourStore`."""
-        with self._errors("read"):
-            return int(self._redis.get(self._keys(user)[3]) or 0)  # type: ignore[arg-type]
+        key = self._keys(user)[3]
+        return self._ask("read", lambda server: int(server.get(key) or 0))  # type: ignore[arg-type]
 
     def read(self, user: str, now: int, newest: int = 0) -> Stored:
         """See `BehaviourStore`."""
         keys = self._keys(user)
-        with self._errors("read"):
-            pipe = self._redis.pipeline(transaction=True)
+
+        def work(server: redis.Redis) -> list[Any]:
+            pipe = server.pipeline(transaction=True)
             pipe.get(keys[3])
             for key in keys[:2]:
                 pipe.zrange(key, -newest if newest else 0, -1)
-            version, source, target = pipe.execute()
+            return pipe.execute()
+
+        version, source, target = self._ask("read", work)
         records = [
             self.limits.young(unpack(b"".join(rows), len(self.fields)), now)
             for rows in (source, target)
@@ -118,39 +135,48 @@ class RedisStore:
 
     def delete(self, user: str) -> bool:
         """See `BehaviourStore`."""
-        with self._errors("delete a user"):
-            removed = int(self._redis.delete(*self._keys(user)))  # type: ignore[arg-type]
-            self._redis.zrem(f"{self._prefix}:users", user)
+
+        def work(server: redis.Redis) -> bool:
+            removed = int(server.delete(*self._keys(user)))  # type: ignore[arg-type]
+            server.zrem(f"{self._prefix}:users", user)
+            self._replicate(server)
             return removed > 0
+
+        return self._ask("delete a user", work, write=True)
 
     def users(self, first: str, count: int) -> list[str]:
         """See `BehaviourStore`; in byte order."""
-        with self._errors("list users"):
-            found = self._redis.zrangebylex(
-                f"{self._prefix}:users", f"[{first}", "+", start=0, num=count
-            )
+        key = f"{self._prefix}:users"
+        found = self._ask(
+            "list users",
+            lambda server: server.zrangebylex(key, f"[{first}", "+", start=0, num=count),
+            write=True,
+        )
         return [name.decode() for name in found]  # type: ignore[union-attr]
 
     def facts(self) -> StoreFacts:
         """See `BehaviourStore`; `events` counts what was ever added."""
-        with self._errors("read"):
-            users = int(self._redis.zcard(f"{self._prefix}:users"))  # type: ignore[arg-type]
-            events = int(self._redis.get(f"{self._prefix}:events") or 0)  # type: ignore[arg-type]
-            memory = self._redis.info("memory")
-        return StoreFacts("redis", users, events, int(memory["used_memory"]))  # type: ignore[index]
+
+        def work(server: redis.Redis) -> StoreFacts:
+            users = int(server.zcard(f"{self._prefix}:users"))  # type: ignore[arg-type]
+            events = int(server.get(f"{self._prefix}:events") or 0)  # type: ignore[arg-type]
+            memory = server.info("memory")
+            return StoreFacts("redis", users, events, int(memory["used_memory"]))  # type: ignore[index]
+
+        return self._ask("read", work)
 
     def close(self) -> None:
         """See `BehaviourStore`."""
-        self._redis.close()
+        self._servers.close()
 
     def _append_user(
-        self, user: str, batch: list[Packed], now: int
+        self, server: redis.Redis, user: str, batch: list[Packed], now: int
     ) -> tuple[list[Outcome], Change | None, int]:
         oldest = max(self.limits.oldest(now), 0).to_bytes(8, "big")
         arguments: list[bytes | int] = [self._cap, oldest]
         for event in batch:
             arguments += [_DOMAINS.index(event.domain) + 1, event.record]
-        texts, before, after = self._script(keys=self._keys(user), args=arguments)  # type: ignore[misc]
+        texts, before, after = self._script(self._keys(user), arguments, server)  # type: ignore[misc]
         outcomes: list[Outcome] = [text.decode() for text in texts]
         added = {
             domain: sorted(
@@ -163,7 +189,7 @@ class RedisStore:
         count = sum(len(records) for records in added.values())
         if not count:
             return outcomes, None, int(after)
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = server.pipeline(transaction=False)
         pipe.zadd(f"{self._prefix}:users", {user: 0})
         pipe.incrby(f"{self._prefix}:events", count)
         pipe.execute()
@@ -174,10 +200,25 @@ class RedisStore:
         base = f"{{{self._prefix}:{user}}}"
         return [f"{base}:{part}" for part in "stiv"]
 
-    def _check_fields(self) -> None:
+    def _replicate(self, server: redis.Redis) -> None:
+        """Wait until as many replicas as asked for have what was written.
+
+        Raises:
+            StoreError: too few have it in time; it may be there, so it is not acknowledged.
+        """
+        if not self._replicas:
+            return
+        have = int(server.wait(self._replicas, round(1000 * REPLICATE_S)))  # type: ignore[arg-type]
+        if have < self._replicas:
+            raise StoreError(
+                f"{have} of {self._replicas} replicas have the batch after {REPLICATE_S:g} s; it "
+                "may be stored: send it again"
+            )
+
+    def _check_fields(self, server: redis.Redis) -> None:
         key, own = f"{self._prefix}:fields", "\n".join(self.fields)
-        self._redis.set(key, own, nx=True)
-        found = self._redis.get(key)
+        server.set(key, own, nx=True)
+        found = server.get(key)
         if found != own.encode():
             names = found.decode().split("\n") if isinstance(found, bytes) else found
             raise StoreError(
@@ -185,18 +226,18 @@ class RedisStore:
                 f"{list(self.fields)}; use another database number and load the events again"
             )
 
-    def _server_durability(self) -> str:
+    def _ask(self, doing: str, work: Callable[[redis.Redis], T], *, write: bool = False) -> T:
         try:
-            config = self._redis.config_get("append*")
-        except redis.ResponseError:
-            return "server"  # managed servers hide their settings
-        if config.get("appendonly") != "yes":  # type: ignore[union-attr]
-            return "memory"
-        return str(config.get("appendfsync"))  # type: ignore[union-attr]
-
-    @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        try:
-            yield
+            return self._servers.ask(work, write=write)
         except redis.RedisError as error:
             raise StoreError(f"cannot {doing}: the Redis server says: {error}") from error
+
+
+def _server_durability(server: redis.Redis) -> str:
+    try:
+        config = server.config_get("append*")
+    except redis.ResponseError:
+        return "server"  # managed servers hide their settings
+    if config.get("appendonly") != "yes":  # type: ignore[union-attr]
+        return "memory"
+    return str(config.get("appendfsync"))  # type: ignore[union-attr]
