@@ -79,6 +79,13 @@ def _print(facts: LogFacts, expectation: Expectation | None) -> None:
         ("AUC gained by counting source behaviours too",
          f"{interval_text(lift, 'auc')}, p {p_value_text(lift.p_value)}"),
     ]  # fmt: skip
+    if facts.neighbours is not None:
+        near = facts.neighbours.lift
+        rows += [
+            ("AUC of responses to like items of the target log", f"{near.reference:.4f}"),
+            ("AUC gained by responses to like source items too",
+             f"{interval_text(near, 'auc')}, p {p_value_text(near.p_value)}"),
+        ]  # fmt: skip
     for row in rows:
         table.add_row(*row)
     console.print(table)
