@@ -118,7 +118,7 @@ def _read(
     store = dataset.events[domain]  # type: ignore[index]
     label_E = _labels(dataset, domain, place, label_V)
     item_E = number_I[np.asarray(store.item_E)]
-    residual_E = label_E - np.where(item_E >= 0, mean_J[item_E], np.nan)
+    residual_E = label_E.astype(np.float64) - np.where(item_E >= 0, mean_J[item_E], np.nan)
     residual_E[label_E < 0] = np.nan
     return _Events(np.asarray(store.offsets_U), item_E, residual_E)
 
@@ -139,7 +139,7 @@ def _correlations(dataset: Dataset, events: list[_Events], items: int) -> NDArra
     similar_JJ = cross_JJ / np.sqrt(np.maximum(square_JJ * square_JJ.T, 1e-12))
     similar_JJ *= shared_JJ / (shared_JJ + _SHARED_PRIOR)
     np.fill_diagonal(similar_JJ, 0.0)
-    return similar_JJ
+    return similar_JJ.astype(np.float32)
 
 
 @numba.njit(cache=True, nogil=True)
