@@ -156,12 +156,16 @@ def test_a_log_that_does_not_tell_is_refused_and_recipes_know(tmp_path):
     write_manifest(toy.folder, toy.manifest.model_copy(update={"mapping": {}}))
     with pytest.raises(ConfigError, match=r"responses.*train\.source_steps"):
         train(config_for(toy), tmp_path / "run", progress=False)
-    assert recipe("lcn", str(toy.folder)).train.source_steps == 0
+    config = recipe("lcn", str(toy.folder))
+    assert config.train.source_steps == 0
+    assert [each.name for each in config.objectives] == ["crp"]
 
 
 def test_recipes_begin_with_source_clicks_where_the_log_tells(told):
     assert recipe("lcn", str(told.folder)).train.source_steps > 0
-    assert recipe("none_crp", str(told.folder)).train.source_steps > 0
+    assert recipe("none_fism", str(told.folder)).train.source_steps > 0
+    assert [each.name for each in recipe("lcn", str(told.folder)).objectives] == ["fism"]
+    assert recipe("lap_crp", str(told.folder)).train.source_steps == 0
     assert recipe("lap", str(told.folder)).train.source_steps == 0
     assert recipe("lcn_paper", str(told.folder)).train.source_steps == 0
 
