@@ -182,7 +182,7 @@ def test_processes_train_the_same_as_this_one(little, tmp_path, workers):
 
 
 def test_trials_turn_shared_knobs_alike_and_cover_their_values():
-    plain, with_crp = plan_trials(LAP, 7, 0), plan_trials(Row("x", "lcn", (), CRP_KNOBS), 7, 0)
+    plain, with_crp = plan_trials(LAP, 7, 0), plan_trials(Row("x", "lap_crp", (), CRP_KNOBS), 7, 0)
     assert plain[0] == with_crp[0] == ()
     for ours, theirs in zip(plain[1:], with_crp[1:], strict=True):
         assert set(ours) < set(theirs)
