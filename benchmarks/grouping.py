@@ -1,6 +1,6 @@
 """What grouping impressions of one user in a batch costs and gives, on real logs.
 
-    python benchmarks/grouping.py DATASET --recipe lap lap_crp --groups 1 2 4 8 16 --seeds 3 [--json]
+    python benchmarks/grouping.py DATASET --recipe lap lap_crp --groups 1 2 4 8 --seeds 3 [--json]
 
 Grouped impressions share history rows, so steps are faster; but a batch then holds fewer users, so
 its gradient is noisier, and in-batch negatives (CRP) come from fewer users. Each group size is
