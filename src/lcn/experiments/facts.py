@@ -132,7 +132,9 @@ def run_neighbours(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> 
     likeness = learn_likeness(dataset)
     if likeness is None:
         return None
-    features = {split: neighbour_features(dataset, likeness, split) for split in _MEASURED}
+    features: dict[Split, Floats] = {
+        split: neighbour_features(dataset, likeness, split) for split in _MEASURED
+    }
     return _measure(dataset, features, resamples=resamples, seed=seed)
 
 

@@ -64,7 +64,7 @@ def learn_likeness(dataset: Dataset) -> Likeness | None:
     if number_I.max(initial=-1) < 0:
         return None
     mean_J = _item_means(dataset, place, label_V, number_I)
-    events = {
+    events: dict[Domain, _Events] = {
         domain: _read(dataset, domain, place, label_V, number_I, mean_J) for domain in DOMAINS
     }
     return Likeness(number_I, mean_J, _correlations(dataset, events, len(mean_J)), events)
