@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -397,6 +398,40 @@ def test_what_is_done_without_the_store(tmp_path, world) -> None:
         text = running.parts.metrics.text().decode()
         for reason in ("stale", "prior", "short"):
             assert f'lcn_degraded_total{{reason="{reason}"}} 1.0' in text
+        # The state there was no time for is rebuilt beside the requests, and so the wrong idea of
+        # how long that takes is corrected: others' states are rebuilt in time again.
+        assert soon(lambda: client.rank("busy", ITEMS, deadline_ms=2000).degraded is None)
+        number = itertools.count()
+        assert soon(
+            lambda: client.rank(f"new{next(number)}", ITEMS, deadline_ms=2000).degraded is None
+        )
+        assert running.parts.registry.get().cache.counts.rebuild_seconds < 2.0
+
+
+def soon(found: Callable[[], bool]) -> bool:
+    """Whether something becomes true within ten seconds."""
+    end = time.monotonic() + 10
+    while not found():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_one_slow_rebuild_locks_nobody_out(tmp_path, world) -> None:
+    """The first rebuild takes longer than requests have: its user waits, others do not suffer."""
+    from lcn.serve.store.base import Limits
+    from lcn.serve.store.lmdb_store import LmdbStore
+
+    store = Faulty(LmdbStore(tmp_path / "s", ("kind",), Limits(), "everysec"))
+    with live(tmp_path, world.bundle, open_store=store) as (running, client):
+        client.add([event(n, user) for user in ("first", "second") for n in range(12)])
+        store.delay = 0.6
+        client.rank("first", ITEMS)
+        assert running.parts.registry.get().cache.counts.rebuild_seconds < 0.05
+        store.delay = 0.0
+        running.parts.ranker.admission.service_s = 0.001  # here it is about rebuilds alone
+        assert client.rank("second", ITEMS, deadline_ms=500).degraded is None
 
 
 def test_deadlines_and_a_bounded_queue(tmp_path, world, monkeypatch) -> None:
