@@ -157,13 +157,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            # An error now would be taken for the answer to the request that is running, unless it
-            # is that request whose body is wrong.
-            if not cycle.more_body or cycle.response_started or self.pipeline:
-                cycle.keep_alive, self._ended = False, True
-                self._disarm()
-                return
+        running = cycle is not None and not cycle.response_complete
+        if running and (not cycle.more_body or cycle.response_started or self.pipeline):
+            # An error now would be taken for the answer to the request that is running; only one
+            # in the body of that very request is its answer.
+            cycle.keep_alive, self._ended = False, True
+            self._disarm()
+            return
         code = code or CODES.get(int(status[:3]), "error")
         body = orjson.dumps({"error": text, "code": code, "request_id": None})
         head = (
