@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -277,6 +277,44 @@ def test_metrics_are_scraped(client: Client) -> None:
         assert name in text, name
 
 
+def test_refusals_and_errors_are_counted(server, monkeypatch) -> None:
+    """S-19: by the route's template, whether or not it was reached; what is raised as a 500."""
+    running, client = server
+    with monkeypatch.context() as patch:
+        patch.setattr(running.parts.ranker.admission, "pending", 1000)
+        for path in ("/v2/models/toy/infer", "/v2/models/toy/versions/x/infer", "/v1/rank"):
+            with pytest.raises(Refused, match="turned away"):
+                client.call("POST", path, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(running.parts.registry), "get", lambda *_: 1 / 0)
+        with pytest.raises(Refused) as refused:
+            client.rank("u", ITEMS)
+        assert refused.value.status == 500
+    answer = raw(client, b"POST /v1/events HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    text = running.parts.metrics.text().decode()
+    for endpoint, status in (
+        ("/v2/models/{model}/infer", 429), ("/v2/models/{model}/versions/{version}/infer", 429),
+        ("/v1/rank", 429), ("/v1/rank", 500), ("/v1/events", 413),
+    ):  # fmt: skip
+        assert f'lcn_requests_total{{endpoint="{endpoint}",status="{status}"}}' in text
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_caches_forget_a_user_whatever_the_store_says(tmp_path, world, known: bool) -> None:
+    from lcn.serve.store.base import Limits
+    from lcn.serve.store.lmdb_store import LmdbStore
+
+    store = Faulty(LmdbStore(tmp_path / "s", ("kind",), Limits(), "everysec"))
+    with live(tmp_path, world.bundle, open_store=store) as (running, client):
+        client.add([event(n, "u") for n in range(9)])
+        client.rank("u", ITEMS)
+        store.down = not known
+        with nullcontext() if known else pytest.raises(Refused):
+            client.delete("u")
+        assert running.parts.registry.get().cache.peek("u", now()) is None
+
+
 def test_pages(client: Client) -> None:
     for path, word in (
         ("/", b"Lifelong history"),
@@ -364,6 +402,11 @@ class Faulty:
         if self.down:
             raise StoreError("the store is down")
         return self.inner.version(user)
+
+    def delete(self, user: str) -> bool:
+        if self.down:
+            raise StoreError("the store is down")
+        return self.inner.delete(user)
 
     def read(self, user: str, now: int, newest: int = 0):
         if self.down:
