@@ -11,6 +11,7 @@ finds it and the idea of how long a rebuild takes is corrected.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -115,6 +116,7 @@ class Ranker:
         stale_s: how old a state may be when the store does not answer.
         short: events of the short-term part.
         part: candidates that are scored together; more are cut into parts of nearly one size.
+        usual_s: the time that most requests have; see `lcn.serve.admission`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -129,6 +131,7 @@ class Ranker:
         stale_s: float = 600.0,
         short: int = 50,
         part: int = 500,
+        usual_s: float = math.inf,
     ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._now, self._workers = now, workers
@@ -136,7 +139,7 @@ class Ranker:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rank")
         self._rebuilder = ThreadPoolExecutor(1, thread_name_prefix="rebuild")
         self._rebuilding, self._rebuild_at_s = threading.Lock(), 0.0
-        self.admission = Admission(workers, queue)
+        self.admission = Admission(workers, queue, usual_s)
 
     async def rank(
         self,
