@@ -1,6 +1,6 @@
 """What grouping impressions of one user in a batch costs and gives, on real logs.
 
-    python benchmarks/grouping.py DATASET --recipe lap lcn --groups 1 2 4 8 16 --seeds 3 [--json]
+    python benchmarks/grouping.py DATASET --recipe lap lap_crp --groups 1 2 4 8 --seeds 3 [--json]
 
 Grouped impressions share history rows, so steps are faster; but a batch then holds fewer users, so
 its gradient is noisier, and in-batch negatives (CRP) come from fewer users. Each group size is
@@ -45,7 +45,7 @@ def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--recipe", nargs="+", default=["lap", "lcn"])
+    parser.add_argument("--recipe", nargs="+", default=["lap", "lap_crp"])
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

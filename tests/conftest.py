@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from toy import make_toy
 
 from lcn.data.dataset import Dataset
+
+# How long an example takes says what else the machine does, not whether the code is right.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from lcn.api import evaluate as evaluate_runs
 from lcn.api import fetch, prepare, recipe
 from lcn.config import Config
 from lcn.data.dataset import Dataset, open_dataset
+from lcn.data.source_clicks import stated_responses
 from lcn.errors import DataError
 from lcn.evaluate.compare import PairedDifference, compare
 from lcn.evaluate.metrics import calibration, sigmoid
@@ -30,7 +31,7 @@ from lcn.ops.cpu import warm_up
 from lcn.report.attention import explain, pick_samples
 from lcn.report.page import write_report
 from lcn.report.records import CurvePlot, DataFacts, DemoReport, Provenance, SplitFacts
-from lcn.schema import SPLITS
+from lcn.schema import SPLITS, read_manifest
 from lcn.train import RunConfig, open_run, train
 from lcn.train.record import commit, processor
 
@@ -100,9 +101,9 @@ def run_demo(
     )
     fetch(SOURCE)
     dataset_folder = folder / "dataset"
-    if not (dataset_folder / "manifest.json").exists():
+    if not is_prepared(dataset_folder):
         say("Preparing the dataset")
-        prepare(SOURCE, dataset_folder)
+        prepare(SOURCE, dataset_folder, force=dataset_folder.exists())
     dataset = open_dataset(dataset_folder)
     say("Compiling the CPU operations (once per machine)")
     warm_up()
@@ -145,6 +146,12 @@ def run_demo(
     return DemoResult(
         tuple(results), differences, page, dataset_folder, tuple(runs), time.monotonic() - started
     )
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether the demo's dataset is there; one of an earlier version does not tell responses."""
+    there = (folder / "manifest.json").exists()
+    return there and stated_responses(read_manifest(folder)) is not None
 
 
 def demo_recipe(name: str, dataset: Path, seed: int, epochs: int) -> RunConfig:

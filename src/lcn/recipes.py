@@ -17,7 +17,7 @@ from lcn.backbones.sdim import Sdim
 from lcn.backbones.sim_hard import SimHard
 from lcn.backbones.sim_soft import SimSoft
 from lcn.backbones.twin import Twin
-from lcn.data.source_clicks import stated_responses
+from lcn.data.source_clicks import tells_source_clicks
 from lcn.model import ModelConfig
 from lcn.objectives import ObjectiveConfig
 from lcn.objectives.at4ctr import At4Ctr
@@ -134,7 +134,7 @@ def _tells_responses(dataset: str) -> bool:
     """Whether there is a prepared dataset whose mapping says which source events are clicks."""
     if not (Path(dataset) / "manifest.json").is_file():
         return False
-    return stated_responses(read_manifest(Path(dataset))) is not None
+    return tells_source_clicks(read_manifest(Path(dataset)))
 
 
 def _plus(config: RunConfig, name: str, objective: ObjectiveConfig) -> RunConfig:

@@ -104,10 +104,13 @@ class Manifest(_Record):
 
     @property
     def fingerprint(self) -> str:
-        """A short name for exactly these bytes; checkpoints carry it."""
+        """A short name for exactly these bytes, and for what `responses` say of them; checkpoints
+        carry it."""
         import hashlib
 
-        text = json.dumps(self.checksums, sort_keys=True)
+        responses = self.mapping.get("responses")
+        seen = [self.checksums, responses] if responses else self.checksums
+        text = json.dumps(seen, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -65,6 +65,8 @@ VARIANTS: dict[str, BackboneConfig] = {
     "lap-time": Lap.Config(time_bias=True, **_LAP),
     "lap-recent": Lap.Config(recent_queries=3, **_LAP),
     "lap-fism": Lap.Config(fism=True, **_LAP),
+    "lap-fism-csa": Lap.Config(fism=True, use_msa=False, use_fsa=False, **_LAP),
+    "lap-fism-no-recency": Lap.Config(fism=True, recency=False, **_LAP),
     "lap-distill": Lap.Config(distill=0.1, **_LAP),
 }
 LIFELONG = [name for name in VARIANTS if name != "none"]

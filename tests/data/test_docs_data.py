@@ -12,6 +12,7 @@ from lcn.data.mapping import (
     Impressions,
     Items,
     Limits,
+    Responses,
     Source,
     SplitRule,
     Users,
@@ -82,8 +83,8 @@ def test_the_example_prepares(shop):
 def test_the_table_of_keys_is_complete():
     keys = DOCS.read_text(encoding="utf-8").split("### Every key")[1].split("### ")[0]
     groups = {"split.": SplitRule, "limits.": Limits}
-    plain = (LogMapping, Events, Impressions, Items, Users, Source)
-    tables = {"events", "impressions", "items", "users", "split", "limits"}
+    plain = (LogMapping, Events, Impressions, Items, Users, Source, Responses)
+    tables = {"events", "impressions", "items", "users", "responses", "split", "limits"}
     wanted = {name for kind in plain for name in kind.model_fields} - tables
     wanted |= {prefix + name for prefix, kind in groups.items() for name in kind.model_fields}
     assert not {name for name in wanted if f"`{name}`" not in keys}

@@ -8,7 +8,7 @@ from toy import KINDS, make_toy
 
 from lcn.data.dataset import open_dataset
 from lcn.experiments.facts import run_neighbours
-from lcn.experiments.neighbours import neighbour_features
+from lcn.experiments.neighbours import learn_likeness, neighbour_features
 from lcn.schema import write_manifest
 
 
@@ -53,25 +53,47 @@ def test_taste_of_source_items_is_found_and_chance_is_not(toy_of_tastes):
 
 def test_responses_to_like_items_point_the_right_way_in_both_logs(toy_of_tastes):
     dataset = toy_of_tastes
-    features = neighbour_features(dataset, "test")
-    assert features is not None and features.shape == (len(dataset.samples["test"]), 5)
+    features = neighbour_features(dataset, learn_likeness(dataset), "test")
+    assert features.shape == (len(dataset.samples["test"]), 5)
     label_S = np.asarray(dataset.samples["test"].label_S)
     for column in (2, 4):
         assert features[label_S == 1, column].mean() > features[label_S == 0, column].mean() + 0.05
 
 
-def test_responses_after_the_training_days_do_not_make_likeness(toy_of_tastes):
-    dataset = toy_of_tastes
-    before = neighbour_features(dataset, "validation")
-    bound = dataset.manifest.split.validation_from
-    for domain, store in dataset.events.items():
+def test_likeness_is_the_shrunk_correlation_of_residuals(toy_of_tastes):
+    """Worked out from dense tables of users and items."""
+    dataset, found = toy_of_tastes, learn_likeness(toy_of_tastes)
+    bound, items = dataset.manifest.split.validation_from, len(found.mean_J)
+    cross, square, shared = (np.zeros((items, items)) for _ in range(3))
+    for user in range(len(dataset.user_UP)):
+        numbers, residuals = [], []
+        for domain, store in dataset.events.items():
+            log = found.events[domain]
+            for row in range(store.offsets_U[user], store.offsets_U[user + 1]):
+                if store.time_E[row] < bound and not np.isnan(log.residual_E[row]):
+                    numbers.append(log.item_E[row])
+                    residuals.append(log.residual_E[row])
+        own = np.array(residuals) - np.sum(residuals) / (len(residuals) + 10)
+        for one, a in zip(numbers, own, strict=True):
+            np.add.at(cross[one], numbers, a * own)
+            np.add.at(square[one], numbers, a * a)
+            np.add.at(shared[one], numbers, 1.0)
+    expected = cross / np.sqrt(np.maximum(square * square.T, 1e-12)) * shared / (shared + 50)
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(found.similar_JJ, expected, atol=2e-5)
+
+
+def test_responses_after_the_training_days_make_no_likeness(toy_of_tastes):
+    before = learn_likeness(toy_of_tastes)
+    for domain, store in toy_of_tastes.events.items():
         context = np.array(store.context_EG)
-        late = np.asarray(store.time_E) >= dataset.manifest.split.test_from
-        assert bound < dataset.manifest.split.test_from
+        late = np.asarray(store.time_E) >= toy_of_tastes.manifest.split.validation_from
+        assert late.any()
         context[late] = KINDS["seen"]
-        np.save(dataset.folder / f"events/{domain}/context.npy", context)
-    after = neighbour_features(open_dataset(dataset.folder), "validation")
-    np.testing.assert_array_equal(before, after)
+        np.save(toy_of_tastes.folder / f"events/{domain}/context.npy", context)
+    after = learn_likeness(open_dataset(toy_of_tastes.folder))
+    for name in ("number_I", "mean_J", "similar_JJ"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
 def test_a_log_that_tells_nothing_has_no_such_probe(tmp_path):

@@ -6,10 +6,22 @@ import shutil
 import pytest
 from experiments_bench import InProcess, tiny
 
+from lcn.api import recipe
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.errors import ConfigError, DataError
-from lcn.experiments.rows import BASE_KNOBS, CRP_KNOBS, Row, Sizes, Table, knob, resolve
+from lcn.experiments.rows import (
+    BASE_KNOBS,
+    CRP_KNOBS,
+    Row,
+    Sizes,
+    Table,
+    knob,
+    resolve,
+    shortened,
+)
+from lcn.experiments.run import quick
 from lcn.experiments.runner import Workers, fit_rows, open_bench
+from lcn.experiments.settings import Options
 from lcn.experiments.store import config_key, open_store
 from lcn.experiments.subset import take_users
 from lcn.experiments.tuning import choose, plan_trials
@@ -170,7 +182,7 @@ def test_processes_train_the_same_as_this_one(little, tmp_path, workers):
 
 
 def test_trials_turn_shared_knobs_alike_and_cover_their_values():
-    plain, with_crp = plan_trials(LAP, 7, 0), plan_trials(Row("x", "lcn", (), CRP_KNOBS), 7, 0)
+    plain, with_crp = plan_trials(LAP, 7, 0), plan_trials(Row("x", "lap_crp", (), CRP_KNOBS), 7, 0)
     assert plain[0] == with_crp[0] == ()
     for ours, theirs in zip(plain[1:], with_crp[1:], strict=True):
         assert set(ours) < set(theirs)
@@ -225,3 +237,14 @@ def test_a_view_cut_off_is_made_again(little, tmp_path):
         open_dataset(view)
     shutil.rmtree(view / "samples")
     assert len(open_dataset(take_users(little.folder, view, 10)).samples["train"]) > 0
+
+
+def test_a_quick_look_takes_few_first_steps(little):
+    config = recipe("lcn", str(little.folder))
+    assert config.train.pretrain_steps > 60
+    assert shortened(config, 0) == config
+    short = shortened(config, 60).train
+    assert short.pretrain_steps == 60 and short.source_steps <= 60
+    assert quick(Options()).first_steps == 60
+    plain = recipe("lap", str(little.folder))
+    assert shortened(plain, 60) == plain

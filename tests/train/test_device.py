@@ -21,7 +21,7 @@ from lcn.recipes import RECIPES
 from lcn.train import train
 from lcn.train.config import TrainConfig
 
-OF_OBJECTIVE = {"lcn" if name == "crp" else f"lap_{name}": name for name in OBJECTIVES}
+OF_OBJECTIVE = {f"lap_{name}": name for name in OBJECTIVES}
 BATCH = BatchConfig(size=16, group=4, lifelong=20, short=8)
 
 

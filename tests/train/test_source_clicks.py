@@ -15,10 +15,10 @@ from toy import KINDS, make_toy
 from lcn.api import recipe
 from lcn.config import dump_config, load_config
 from lcn.data.dataset import Dataset, open_dataset
-from lcn.data.mapping import Mapping
+from lcn.data.mapping import Mapping, Responses
 from lcn.data.source_clicks import source_clicks
 from lcn.errors import ConfigError
-from lcn.schema import Field, SplitTimes, write_manifest
+from lcn.schema import UNKNOWN, Field, SplitTimes, write_manifest
 from lcn.train import RunConfig, open_run, train
 
 VALIDATION_FROM = 800_000_000
@@ -41,17 +41,22 @@ SMALL = [
 
 
 def tell_responses(dataset: Dataset, **stated) -> Dataset:
-    """The toy with a request field of the same words, numbered in another order."""
-    folder = dataset.folder / "vocabulary" / "request"
-    folder.mkdir()
-    index = np.roll(list(KINDS.values()), 1)
-    table = pa.table({"value": list(KINDS), "index": index, "count": [1] * 4})
-    pq.write_table(table, folder / "kind.parquet")
+    """The toy with a field of events and requests, whose words they number in other orders."""
+    words = ["home", "work", "road", "else"]
+    for group, index in (("event", [2, 3, 4, 5]), ("request", [5, 2, 3, 4])):
+        path = dataset.folder / "vocabulary" / group / "place.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"value": words, "index": index, "count": [1] * 4}), path)
+    for domain, store in dataset.events.items():
+        place_E = 2 + np.arange(len(store.item_E), dtype=np.int32) % 4
+        context_EG = np.c_[store.context_EG, place_E]
+        np.save(dataset.folder / f"events/{domain}/context.npy", context_EG)
     responses = {"field": "kind", "clicked": ["liked", "loved"], "shown": ["seen"], **stated}
     manifest = dataset.manifest.model_copy(
         update={
             "mapping": {"responses": responses},
-            "request_context": (Field(name="kind", size=6),),
+            "event_context": (*dataset.manifest.event_context, Field(name="place", size=6)),
+            "request_context": (Field(name="place", size=6),),
             "split": SplitTimes(timezone="UTC", validation_from=VALIDATION_FROM, test_from=10**9),
         }
     )
@@ -69,7 +74,7 @@ def test_each_known_response_of_the_training_days_is_an_impression(told):
     expected = []
     for user, (first, last) in enumerate(zip(store.offsets_U, store.offsets_U[1:], strict=False)):
         for row in range(first, last):
-            code, time = store.context_EG[row, 0], store.time_E[row]
+            (code, place), time = store.context_EG[row], store.time_E[row]
             if code == KINDS["unsure"] or time >= VALIDATION_FROM:
                 continue
             ends = []
@@ -77,13 +82,13 @@ def test_each_known_response_of_the_training_days_is_an_impression(told):
                 own = each.time_E[each.offsets_U[user] : each.offsets_U[user + 1]]
                 ends.append(int(each.offsets_U[user] + (own < time).sum()))
             item = int(store.item_E[row])
-            expected.append((int(time), user, item, int(code in (2, 3)), *ends, int(code)))
+            expected.append((int(time), user, item, int(code in (2, 3)), *ends, int(place)))
     got = zip(
         *(samples.time_S, samples.user_S, samples.item_S, samples.label_S),
         *(samples.source_end_S, samples.target_end_S, samples.context_SR[:, 0]),
         strict=True,
     )
-    turned = {2: 5, 3: 2, 4: 3}
+    turned = {2: 5, 3: 2, 4: 3, 5: 4}
     assert sorted(tuple(map(int, row)) for row in got) == sorted(
         (*row[:-1], turned[row[-1]]) for row in expected
     )
@@ -109,6 +114,7 @@ def test_what_comes_after_the_training_days_changes_nothing(told):
     assert late.any()
     context = np.array(store.context_EG)
     context[late] = 2
+    assert (context != store.context_EG).any()
     np.save(told.folder / "events/source/context.npy", context)
     after = source_clicks(open_dataset(told.folder))
     for name in before.__slots__:
@@ -123,8 +129,8 @@ def test_source_steps_come_first_and_change_the_model(told, tmp_path):
     summary = train(config_for(told), tmp_path / "with", progress=False)
     plain = train(config_for(told, "train.source_steps=0"), tmp_path / "without", progress=False)
     assert summary.steps == plain.steps + 20
-    lines = [line for line in open_run(tmp_path / "with").curves() if line["kind"] == "train"]
-    assert len([line for line in lines if line["epoch"] == 0]) >= 20
+    kinds = [line["kind"] for line in open_run(tmp_path / "with").curves()]
+    assert kinds[:21] == ["source"] * 20 + ["train"]
 
 
 KILLED = """
@@ -156,20 +162,74 @@ def test_a_log_that_does_not_tell_is_refused_and_recipes_know(tmp_path):
     write_manifest(toy.folder, toy.manifest.model_copy(update={"mapping": {}}))
     with pytest.raises(ConfigError, match=r"responses.*train\.source_steps"):
         train(config_for(toy), tmp_path / "run", progress=False)
-    assert recipe("lcn", str(toy.folder)).train.source_steps == 0
+    config = recipe("lcn", str(toy.folder))
+    assert config.train.source_steps == 0
+    assert [each.name for each in config.objectives] == ["crp"]
 
 
 def test_recipes_begin_with_source_clicks_where_the_log_tells(told):
     assert recipe("lcn", str(told.folder)).train.source_steps > 0
-    assert recipe("none_crp", str(told.folder)).train.source_steps > 0
+    assert recipe("none_fism", str(told.folder)).train.source_steps > 0
+    assert [each.name for each in recipe("lcn", str(told.folder)).objectives] == ["fism"]
+    assert recipe("lap_crp", str(told.folder)).train.source_steps == 0
     assert recipe("lap", str(told.folder)).train.source_steps == 0
     assert recipe("lcn_paper", str(told.folder)).train.source_steps == 0
 
 
 def test_values_that_no_event_has_are_refused(tmp_path):
-    told = tell_responses(make_toy(tmp_path / "toy"), clicked=["bought"], shown=["hidden"])
-    with pytest.raises(ConfigError, match="bought"):
+    told = tell_responses(make_toy(tmp_path / "toy"), shown=["hidden"])
+    with pytest.raises(ConfigError, match=r"responses.shown.*hidden"):
         source_clicks(told)
+    with pytest.raises(ValueError, match="both kinds"):
+        Responses(field="kind", clicked=("liked",), shown=())
+    with pytest.raises(ValueError, match="liked"):
+        Responses(field="kind", clicked=("liked",), shown=("liked", "seen"))
+
+
+def test_a_response_is_never_its_own_feature(told):
+    responses = told.manifest.mapping["responses"]
+    manifest = told.manifest.model_copy(
+        update={
+            "mapping": {"responses": responses},
+            "request_context": (Field(name="kind", size=6),),
+        }
+    )
+    write_manifest(told.folder, manifest)
+    assert (source_clicks(open_dataset(told.folder)).context_SR == UNKNOWN).all()
+
+
+def test_events_that_arrive_late_are_no_impressions(told):
+    mapping = {**told.manifest.mapping, "events": [{"arrival": "logged_at"}]}
+    write_manifest(told.folder, told.manifest.model_copy(update={"mapping": mapping}))
+    with pytest.raises(ConfigError, match="arrival"):
+        source_clicks(open_dataset(told.folder))
+    assert recipe("lcn", str(told.folder)).train.source_steps == 0
+
+
+def test_no_more_impressions_are_drawn_than_asked_for(told):
+    whole, some = source_clicks(told), source_clicks(told, 100, seed=1)
+    assert len(some) == 100 < len(whole)
+    rows = {row[1:] for row in rows_of(whole)}
+    assert {row[1:] for row in rows_of(some)} <= rows
+    assert rows_of(source_clicks(told, 100, seed=1)) == rows_of(some)
+    assert rows_of(source_clicks(told, 10**9)) == rows_of(whole)
+
+
+def rows_of(samples) -> list[tuple[int, ...]]:
+    columns = (getattr(samples, name).tolist() for name in ("time_S", "user_S", "item_S"))
+    return list(zip(range(len(samples)), *columns, strict=True))
+
+
+def test_what_responses_say_names_the_dataset(told):
+    other = {"responses": {"field": "kind", "clicked": ["seen"], "shown": ["liked", "loved"]}}
+    plain = told.manifest.model_copy(update={"mapping": {}})
+    turned = told.manifest.model_copy(update={"mapping": other})
+    assert len({each.fingerprint for each in (told.manifest, plain, turned)}) == 3
+
+
+def test_one_domain_has_no_source(told):
+    with pytest.raises(ConfigError, match="source_steps"):
+        config_for(told, "lifelong_domain=target")
 
 
 def test_a_mapping_names_a_context_field():

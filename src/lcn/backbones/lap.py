@@ -141,7 +141,7 @@ class Lap(Backbone[LapState]):
     def encode(self, history: History) -> LapState:
         """Rows are read as they are; projections are absorbed into the queries."""
         complete = history.for_both(history.rows.without_context())
-        only_csa = self.msa is None and self.fsa is None
+        only_csa = self.msa is None and self.fsa is None and self.gain_V is None
         return LapState(complete if only_csa else self._seen(history.rows), complete)
 
     def attend(
@@ -247,7 +247,8 @@ class Lap(Backbone[LapState]):
         assert self.gain_V is not None and whole.span_C2 is not None
         nothing_CHD = torch.zeros_like(query.vector_CD)[:, None]
         gain_CHV = self.gain_V.expand(len(nothing_CHD), 1, -1).contiguous()
-        pool = whole.pool(rows, Scoring(nothing_CHD, gain_CHV, query.time_C), "raw")
+        time_C = query.time_C if self.config.recency else None
+        pool = whole.pool(rows, Scoring(nothing_CHD, gain_CHV, time_C), "raw")
         n_C = (whole.span_C2[:, 1] - whole.span_C2[:, 0]).clamp(min=1)
         vector_CD = pool.vector_CHD[:, 0] / n_C.sqrt()[:, None]
         return torch.cat([vector_CD, query.vector_CD * vector_CD], 1)

@@ -164,6 +164,15 @@ class Responses(Config):
     shown: tuple[str, ...]
     """Its values that are like no click; any other value leaves the response unknown."""
 
+    @model_validator(mode="after")
+    def _two_kinds(self) -> Responses:
+        if not self.clicked or not self.shown:
+            raise ValueError("responses needs values of both kinds: give clicked and shown")
+        both = sorted(set(self.clicked) & set(self.shown))
+        if both:
+            raise ValueError(f"responses: {both} cannot be clicked and shown at once")
+        return self
+
 
 class Mapping(Config):
     """A whole mapping file."""

@@ -20,7 +20,7 @@ from lcn.data.dataset import Dataset, Samples
 from lcn.evaluate.compare import Difference, compare
 from lcn.evaluate.metrics import sigmoid
 from lcn.evaluate.predictions import Predictions
-from lcn.experiments.neighbours import neighbour_features
+from lcn.experiments.neighbours import learn_likeness, neighbour_features
 from lcn.schema import Split
 
 Floats = NDArray[np.float64]
@@ -129,12 +129,12 @@ def run_probe(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> Probe
 
 def run_neighbours(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> Probe | None:
     """Neighbours of training, weighed on validation, measured on test; None without responses."""
-    features = {}
-    for split in _MEASURED:
-        counted = neighbour_features(dataset, split)
-        if counted is None:
-            return None
-        features[split] = counted
+    likeness = learn_likeness(dataset)
+    if likeness is None:
+        return None
+    features: dict[Split, Floats] = {
+        split: neighbour_features(dataset, likeness, split) for split in _MEASURED
+    }
     return _measure(dataset, features, resamples=resamples, seed=seed)
 
 

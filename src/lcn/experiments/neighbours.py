@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lcn.data.dataset import Dataset
 from lcn.data.source_clicks import response_labels
-from lcn.schema import DOMAINS, Split
+from lcn.schema import DOMAINS, Domain, Split
 
 Floats = NDArray[np.float64]
 MOST = 4000
@@ -26,11 +26,11 @@ MOST = 4000
 RECENT = 500
 """Newest events of a history that the probe reads."""
 _SHARED_PRIOR = 50.0
-"""Users of no correlation that every pair of items starts with."""
+"""Shared responses of no correlation that every pair of items starts with."""
 _MEAN_PRIOR = 10.0
 """Mean responses that every item and user starts with."""
-_PAIRED = 1000
-"""Responses of one user that are paired."""
+_PAIRED = 500
+"""Newest responses of one user in one domain that are paired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,40 +44,55 @@ class _Events:
     """Response less the item's mean; NaN where it is unknown."""
 
 
-def neighbour_features(dataset: Dataset, split: Split) -> Floats | None:
-    """[S, X] item's mean response; the user's mean residual and the neighbours' in the target log;
-    last, both in the source log. None where the log tells no responses.
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What training days say about items, and the events to score by."""
 
-    Means and correlations are of training days only; histories end before each impression.
-    """
+    number_I: NDArray[np.int64]
+    mean_J: Floats
+    similar_JJ: NDArray[np.float32]
+    events: dict[Domain, _Events]
+
+
+def learn_likeness(dataset: Dataset) -> Likeness | None:
+    """Means and correlations of training days; None where the log tells no responses."""
     told = response_labels(dataset)
     if told is None:
         return None
     place, label_V = told
     number_I = _numbered(dataset, place, label_V)
+    if number_I.max(initial=-1) < 0:
+        return None
     mean_J = _item_means(dataset, place, label_V, number_I)
-    events = [_read(dataset, domain, place, label_V, number_I, mean_J) for domain in DOMAINS]
-    similar_JJ = _correlations(dataset, events, len(mean_J))
-    rows = dataset.samples[split]
-    own_S = number_I[np.asarray(rows.item_S)]
-    item_S = np.where(own_S >= 0, mean_J[own_S], mean_J.mean() if len(mean_J) else 0.0)
+    events: dict[Domain, _Events] = {
+        domain: _read(dataset, domain, place, label_V, number_I, mean_J) for domain in DOMAINS
+    }
+    return Likeness(number_I, mean_J, _correlations(dataset, events, len(mean_J)), events)
+
+
+def neighbour_features(dataset: Dataset, likeness: Likeness, split: Split) -> Floats:
+    """[S, X] item's mean response; the user's mean residual and the neighbours' in the target log;
+    last, both in the source log. Histories end before each impression."""
+    rows, mean_J = dataset.samples[split], likeness.mean_J
+    own_S = likeness.number_I[np.asarray(rows.item_S)]
+    item_S = np.where(own_S >= 0, mean_J[own_S], mean_J.mean())
     columns = {}
-    for domain, log in zip(DOMAINS, events, strict=True):
+    for domain, log in likeness.events.items():
         end_S = np.asarray(rows.source_end_S if domain == "source" else rows.target_end_S)
         start_S = np.maximum(log.offsets_U[np.asarray(rows.user_S)], end_S - RECENT)
         found_S2 = np.zeros((len(rows), 2))
-        _score(log.item_E, log.residual_E, start_S, end_S, own_S, similar_JJ, found_S2)
+        _score(log.item_E, log.residual_E, start_S, end_S, own_S, likeness.similar_JJ, found_S2)
         columns[domain] = found_S2
     return np.c_[item_S, columns["target"], columns["source"]]
 
 
-def _training(dataset: Dataset, domain: str) -> NDArray[np.bool_]:
-    time_E = np.asarray(dataset.events[domain].time_E)  # type: ignore[index]
+def _training(dataset: Dataset, domain: Domain) -> NDArray[np.bool_]:
+    time_E = np.asarray(dataset.events[domain].time_E)
     return time_E < dataset.manifest.split.validation_from
 
 
-def _labels(dataset: Dataset, domain: str, place: int, label_V: NDArray) -> NDArray[np.int8]:
-    return label_V[np.asarray(dataset.events[domain].context_EG[:, place])]  # type: ignore[index]
+def _labels(dataset: Dataset, domain: Domain, place: int, label_V: NDArray) -> NDArray[np.int8]:
+    return label_V[np.asarray(dataset.events[domain].context_EG[:, place])]
 
 
 def _numbered(dataset: Dataset, place: int, label_V: NDArray) -> NDArray[np.int64]:
@@ -109,37 +124,41 @@ def _item_means(dataset: Dataset, place: int, label_V: NDArray, number_I: NDArra
 
 def _read(
     dataset: Dataset,
-    domain: str,
+    domain: Domain,
     place: int,
     label_V: NDArray,
     number_I: NDArray,
     mean_J: Floats,
 ) -> _Events:
-    store = dataset.events[domain]  # type: ignore[index]
+    store = dataset.events[domain]
     label_E = _labels(dataset, domain, place, label_V)
     item_E = number_I[np.asarray(store.item_E)]
-    residual_E = label_E - np.where(item_E >= 0, mean_J[item_E], np.nan)
+    residual_E = label_E.astype(np.float64) - np.where(item_E >= 0, mean_J[item_E], np.nan)
     residual_E[label_E < 0] = np.nan
     return _Events(np.asarray(store.offsets_U), item_E, residual_E)
 
 
-def _correlations(dataset: Dataset, events: list[_Events], items: int) -> NDArray[np.float32]:
+def _correlations(
+    dataset: Dataset, events: dict[Domain, _Events], items: int
+) -> NDArray[np.float32]:
     """[J, J] correlations of residual responses over users, drawn to 0 by few shared users."""
     parts = []
-    for domain, log in zip(DOMAINS, events, strict=True):
-        known_E = _training(dataset, domain) & ~np.isnan(log.residual_E)
+    for domain, log in events.items():
+        known_E = np.flatnonzero(_training(dataset, domain) & ~np.isnan(log.residual_E))
         user_E = np.repeat(np.arange(len(log.offsets_U) - 1), np.diff(log.offsets_U))
+        last_E = np.searchsorted(user_E[known_E], user_E[known_E], "right")
+        known_E = known_E[last_E - np.arange(len(known_E)) <= _PAIRED]
         parts.append((user_E[known_E], log.item_E[known_E], log.residual_E[known_E]))
     user_E, item_E, residual_E = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(user_E, kind="stable")
-    users = len(events[0].offsets_U) - 1
+    users = len(events[DOMAINS[0]].offsets_U) - 1
     end_U = np.searchsorted(user_E[order], np.arange(users), "right")
     cross_JJ, square_JJ, shared_JJ = (np.zeros((items, items), np.float32) for _ in range(3))
     _add_pairs(end_U, item_E[order], residual_E[order], cross_JJ, square_JJ, shared_JJ)
     similar_JJ = cross_JJ / np.sqrt(np.maximum(square_JJ * square_JJ.T, 1e-12))
     similar_JJ *= shared_JJ / (shared_JJ + _SHARED_PRIOR)
     np.fill_diagonal(similar_JJ, 0.0)
-    return similar_JJ
+    return similar_JJ.astype(np.float32)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -148,10 +167,9 @@ def _add_pairs(end_U, item_E, residual_E, cross_JJ, square_JJ, shared_JJ):
     start = 0
     for end in end_U:
         mean = residual_E[start:end].sum() / (end - start + _MEAN_PRIOR)
-        last = min(end, start + _PAIRED)
-        for one in range(start, last):
+        for one in range(start, end):
             first, own = item_E[one], residual_E[one] - mean
-            for other in range(start, last):
+            for other in range(start, end):
                 second = item_E[other]
                 cross_JJ[first, second] += own * (residual_E[other] - mean)
                 square_JJ[first, second] += own * own

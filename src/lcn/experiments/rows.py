@@ -152,6 +152,13 @@ class Sizes:
         return max(1, round(k1 * self.k1 / 200)), max(1, round(k2 * self.k2 / 50))
 
 
+def shortened(config: RunConfig, most: int) -> RunConfig:
+    """A config with at most so many steps of each kind before its first epoch; 0 leaves it."""
+    train = config.train
+    steps = {name: min(getattr(train, name), most) for name in ("pretrain_steps", "source_steps")}
+    return config.model_copy(update={"train": train.model_copy(update=steps)}) if most else config
+
+
 def resolve(row: Row, dataset: str, settings: Sequence[str], sizes: Sizes, *more: str) -> RunConfig:
     """The whole config of a row: recipe, settings alike for all, sizes, the row's own, then more.
 

@@ -14,7 +14,7 @@ from lcn.errors import ConfigError, nearest
 from lcn.experiments.names import EXPERIMENTS, FIGURES, GENERATED, TABLES
 from lcn.experiments.record import ExperimentRecord, Origin, save_record
 from lcn.experiments.runner import Bench, Told, Workers, open_bench, own_workers
-from lcn.experiments.settings import QUICK, QUICK_USERS, Options, merged
+from lcn.experiments.settings import QUICK, QUICK_STEPS, QUICK_USERS, Options, merged
 from lcn.experiments.store import Done, read_done
 from lcn.experiments.subset import take_users
 from lcn.experiments.tables import run_table
@@ -87,6 +87,7 @@ def quick(options: Options) -> Options:
         planted=merged(options.planted, QUICK),
         resamples=min(options.resamples, 200),
         users=min(options.users, 1500),
+        first_steps=QUICK_STEPS,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lcn.data.dataset import open_dataset
 from lcn.errors import ConfigError
-from lcn.experiments.rows import Row, Sizes, resolve
+from lcn.experiments.rows import Row, Sizes, resolve, shortened
 from lcn.experiments.settings import Options
 from lcn.experiments.store import Store, open_store
 from lcn.experiments.tuning import choose, plan_trials
@@ -66,7 +66,8 @@ class Bench:
 
     def resolve(self, row: Row, *more: str) -> RunConfig:
         """A row's whole config here."""
-        return resolve(row, self.dataset, self.settings, self.sizes, *more)
+        config = resolve(row, self.dataset, self.settings, self.sizes, *more)
+        return shortened(config, self.options.first_steps)
 
 
 def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:

@@ -36,6 +36,9 @@ PLANTED_SETTINGS = (
 """For generated logs: learned far faster there than with the settings above (journal)."""
 
 QUICK = ("train.epochs=1", "batch.lifelong=100")
+QUICK_STEPS = 60
+"""Steps that a quick look takes at most before the first epoch: on an objective alone, or on
+source-domain clicks."""
 
 PRESETS: dict[str, Sizes] = {"kuairand": Sizes(30, 10)}
 """K1 and K2 where histories are too short for 200 and 50, by the dataset's name."""
@@ -68,6 +71,8 @@ class Options:
     resamples: int = 1000
     level: float = 0.95
     quick: bool = False
+    first_steps: int = 0
+    """Most steps of a row before its first epoch, of each kind; 0: as its recipe has them."""
     rows: tuple[str, ...] = ()
     beyond: bool = False
     finished: bool = False

@@ -88,6 +88,15 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _one_domain_has_no_source(self) -> RunConfig:
+        if self.lifelong_domain == "target" and self.train.source_steps:
+            raise ValueError(
+                "lifelong_domain: target leaves one domain, and train.source_steps learns from the "
+                "other; set one of them to its default"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_domain_has_no_pairs(self) -> RunConfig:
         if self.lifelong_domain == "target" and self.objectives:
             names = ", ".join(each.name for each in self.objectives)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -135,8 +136,9 @@ class _Loop:
     def run(self, after_step: Callable[[int], None]) -> RunSummary:
         """Train until the epochs are used up or validation stops improving."""
         state, train = self.trainee.progress, self.config.train
+        source = self._source_impressions()
         self._pretrain(after_step)
-        self._learn_from_source(after_step)
+        self._learn_from_source(source, after_step)
         while state.epoch < train.epochs and not state.finished:
             for batch in self._timed(self._batches()):
                 started = time.perf_counter()
@@ -176,7 +178,7 @@ class _Loop:
         while state.pretrained < train.pretrain_steps:
             turn, first = divmod(state.pretrained, per_pass)
             for batch in self._timed(self._ordered(PRETRAINING_ORDER + turn, first)):
-                self._learn(batch, clicks=False)
+                self._learn(batch, kind="pretraining")
                 state.pretrained += 1
                 if state.step % train.checkpoint_every == 0:
                     self._save()
@@ -184,30 +186,31 @@ class _Loop:
                 if state.pretrained == train.pretrain_steps:
                     break
 
-    def _learn_from_source(self, after_step: Callable[[int], None]) -> None:
+    def _learn_from_source(self, source: Dataset, after_step: Callable[[int], None]) -> None:
         """Click steps on the source domain's own impressions."""
         state, config, train = self.trainee.progress, self.config, self.config.train
-        if state.from_source >= train.source_steps:
-            return
-        samples = source_clicks(self.dataset)
-        source = replace(self.dataset, samples={**self.dataset.samples, "train": samples})
-        per_pass = math.ceil(len(samples) / config.batch.size)
+        per_pass = math.ceil(len(source.samples["train"]) / config.batch.size)
         while state.from_source < train.source_steps:
             turn, first = divmod(state.from_source, per_pass)
-            order = epoch_order(
-                samples.user_S, config.batch.group, train.seed, PRETRAINING_ORDER + turn
-            )
-            batches = load_batches(
-                source, "train", config.batch, order, first=first, workers=train.workers
-            )
-            for batch in self._timed(batches):
-                self._learn(batch)
+            for batch in self._timed(self._ordered(PRETRAINING_ORDER + turn, first, source)):
+                self._learn(batch, kind="source")
                 state.from_source += 1
                 if state.step % train.checkpoint_every == 0:
                     self._save()
                 after_step(state.step)
                 if state.from_source == train.source_steps:
                     break
+            # What was summed since the last line is no loss of target-domain clicks.
+            state.loss_sum, state.loss_count = 0.0, 0
+
+    def _source_impressions(self) -> Dataset:
+        """The dataset with source-domain impressions to train on, no more than are asked for."""
+        train = self.config.train
+        if self.trainee.progress.from_source >= train.source_steps:
+            return self.dataset
+        most = train.source_steps * self.config.batch.size
+        samples = source_clicks(self.dataset, most, seed=train.seed)
+        return replace(self.dataset, samples={**self.dataset.samples, "train": samples})
 
     def _batches(self) -> Iterator[Batch]:
         """What is left of this epoch."""
@@ -216,12 +219,13 @@ class _Loop:
         self.bar.epoch(state.epoch, config.train.epochs, total, state.batch)
         return self._ordered(state.epoch, state.batch)
 
-    def _ordered(self, epoch: int, first: int) -> Iterator[Batch]:
+    def _ordered(self, epoch: int, first: int, dataset: Dataset | None = None) -> Iterator[Batch]:
         """The batches of an epoch's order from the `first` on."""
-        config, samples = self.config, self.dataset.samples["train"]
+        config, dataset = self.config, dataset or self.dataset
+        samples = dataset.samples["train"]
         order = epoch_order(samples.user_S, config.batch.group, config.train.seed, epoch)
         return load_batches(
-            self.dataset,
+            dataset,
             "train",
             config.batch,
             order,
@@ -238,13 +242,17 @@ class _Loop:
                 return
             yield batch
 
-    def _learn(self, batch: Batch, *, clicks: bool = True) -> None:
-        """One optimiser step; on the objectives alone where `clicks` do not count."""
+    def _learn(
+        self, batch: Batch, kind: Literal["train", "source", "pretraining"] = "train"
+    ) -> None:
+        """One optimiser step: on clicks, of the target or the source domain, or on the objectives
+        alone."""
         state, train = self.trainee.progress, self.config.train
         self.model.train()
         batch = batch.to(train.device)
         for optimiser in self.trainee.optimisers:
             optimiser.zero_grad(set_to_none=True)
+        clicks = kind != "pretraining"
         loss, terms = self._loss(batch) if clicks else self._objectives_alone(batch)
         if not math.isfinite(terms["loss"]):
             raise TrainingError(
@@ -270,7 +278,7 @@ class _Loop:
         self.bar.step(state.step, terms["loss"], len(batch))
         if state.step % train.log_every == 0:
             mean = {"mean_ctr": state.loss_sum / state.loss_count} if state.loss_count else {}
-            self._write("train" if clicks else "pretraining", {**terms, **mean})
+            self._write(kind, {**terms, **mean})
             state.loss_sum, state.loss_count = 0.0, 0
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:

@@ -87,7 +87,7 @@ class MetricLog:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Append one line: kind (train, validation), step, epoch and values."""
+        """Append a line: kind (pretraining, source, train, validation), step, epoch, values."""
         record: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **values}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()

@@ -56,7 +56,6 @@ VERSION = "kuairand-slice/2"
 _SLICE_FILES = ("impressions.parquet", "user_history.parquet", "users.parquet", "videos.parquet")
 _APRIL_9_MS = 1_649_433_600_000
 """2022-04-09 00:00 in Shanghai, where the untimed histories begin."""
-_REST = ("play_time_ms", "duration_ms", "tab")
 _NEEDED = (
     "user_id",
     "video_id",
