@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -100,6 +102,18 @@ def test_other_batches_absorb(what, monkeypatch):
     with torch.set_grad_enabled(what == "gradients"):
         selection = Selection(span_C2=span_C2)
         attention.attend(rows, selection, query_CD, time_C, keep=keep)
+
+
+@pytest.mark.parametrize("kind", ["span", "kept"])
+def test_double_precision_absorbs(kind):
+    """The kernels for requests know single precision only; other models take the other way."""
+    attention, rows, query_CD, time_C = world()
+    attention, rows = attention.double(), replace(rows, vector_ID=rows.vector_ID.double())
+    selection = Selection(span_C2=torch.tensor([[3, 37]]).repeat(COUNT, 1))
+    if kind == "kept":
+        selection = Selection(kept_CK=listed(40))
+    found, wanted = both(attention, rows, selection, query_CD.double(), time_C)
+    torch.testing.assert_close(found[0], wanted[0])
 
 
 def test_rows_that_are_not_there_are_refused():

@@ -14,6 +14,7 @@ from test_http import ITEMS, event, live, now
 
 from lcn.serve.admission import LATE_SHARE, WAIT_SHARE, Admission, Overloaded, Ticket
 from lcn.serve.client import Refused
+from lcn.serve.limits import Limits
 
 
 @dataclass
@@ -110,14 +111,42 @@ def test_the_queue_is_bounded() -> None:
     assert refusal.reason == "queue"
 
 
+def test_patient_requests_leave_room_for_others() -> None:
+    """Those with a minute do not fill a queue that others, with 100 ms, could not wait in."""
+    admission = Admission(2, 64, usual_s=0.1)
+    admission.service_s = 0.01
+    admitted = 0
+    while admission.refusal(60.0) is None:
+        admission.enter(0.0, 60.0)
+        admitted += 1
+    assert 2 <= admitted <= 2 + 2 * WAIT_SHARE * 0.1 / admission.service_s
+    for _ in range(2):  # two are done: there is room for one in a hurry
+        admission.pending -= 1
+    assert admission.refusal(0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "left_s"),
+    [(b'"deadline_ms": 250', 0.25), (b'"deadline_ms":250.5,', 0.2505), (b'"deadline_ms":1e4', 0.1),
+     (b'"deadline_ms":12.5E1', 0.1), (b"", 0.1)],
+)  # fmt: skip
+def test_the_time_a_request_says_it_has(body: bytes, left_s: float) -> None:
+    """Read from its bytes; a number in other words counts as none."""
+    asked = []
+    limits = Limits(None, None, 99, 1.0, asked.append, 100.0)  # type: ignore[arg-type]
+    found = limits._left_s({"type": "http.request", "body": body}, time.monotonic())
+    assert found == pytest.approx(left_s, abs=0.01)
+
+
 def test_a_deadline_of_its_own_decides(tmp_path, world, monkeypatch) -> None:
     """What a request says itself counts, before it is parsed: a patient one is not turned away."""
-    with live(tmp_path, world.bundle, workers=1, deadline_ms=100.0) as (running, client):
+    with live(tmp_path, world.bundle, workers=1, deadline_ms=400.0) as (running, client):
         admission = running.parts.ranker.admission
         monkeypatch.setattr(admission, "service_s", 0.3)
-        monkeypatch.setattr(admission, "pending", 2)
-        assert client.rank("u", ITEMS, deadline_ms=5000).scores
-        for hurried in (None, 500.5):
+        monkeypatch.setattr(admission, "pending", 1)
+        assert client.rank("u", ITEMS, deadline_ms=20_000).scores
+        monkeypatch.setattr(admission, "service_s", 0.3)
+        for hurried in (None, 380.5):
             with pytest.raises(Refused) as refused:
                 client.rank("u", ITEMS, deadline_ms=hurried)
             assert refused.value.status == 429

@@ -21,6 +21,7 @@ from test_http import ITEMS, event, live
 
 from lcn.errors import StoreError
 from lcn.serve.client import Refused
+from lcn.serve.store import redis_store
 from lcn.serve.store.base import Limits
 from lcn.serve.store.records import Event, pack
 from lcn.serve.store.redis_servers import DOWN_S, Address, Servers, parse_address
@@ -196,6 +197,71 @@ def test_a_batch_without_its_replica_is_not_acknowledged(one: Redis, two: Redis)
 
 
 @needs_redis
+def test_an_acknowledgement_waits_for_what_this_batch_wrote(
+    one: Redis, two: Redis, monkeypatch
+) -> None:
+    """F-07: whatever connections the pool hands out, and for a batch of duplicates too."""
+    monkeypatch.setattr(redis_store, "REPLICATE_S", 0.9)  # on a busy machine
+    store = RedisStore(f"redis://127.0.0.1:{one.port}/0?replicas=1", (), Limits())
+    store.append(batch(0), 0)
+    pool = store._servers._servers[0].write.connection_pool
+    for connection in [pool.get_connection() for _ in range(3)]:
+        pool.release(connection)
+    take = pool.get_connection
+
+    def another(*arguments):
+        """The worst that other callers can do to the order of idle connections."""
+        pool._available_connections.insert(0, pool._available_connections.pop())
+        return take(*arguments)
+
+    monkeypatch.setattr(pool, "get_connection", another)
+    for _ in range(400):  # until the replica has everything: idle connections want nothing more
+        state = one.client.info("replication")
+        if state["slave0"]["offset"] == state["master_repl_offset"]:  # type: ignore[index]
+            break
+        time.sleep(0.025)
+    two.process.send_signal(signal.SIGSTOP)
+    for _ in range(2):  # the second time everything is a duplicate
+        with pytest.raises(StoreError, match="0 of 1 replicas"):
+            store.append(batch(1), 0)
+    with pytest.raises(StoreError, match="0 of 1 replicas"):
+        store.delete("u1")
+    two.process.send_signal(signal.SIGCONT)
+    assert store.append(batch(0), 0).outcomes == ("duplicate", "duplicate")
+    assert one.client.get("lcn:events") == b"4"
+    store.close()
+
+
+@needs_redis
+def test_a_cut_connection_is_no_acknowledgement(one: Redis, two: Redis, monkeypatch) -> None:
+    """WAIT on a new connection would have nothing to wait for."""
+    store = RedisStore(f"redis://127.0.0.1:{one.port}/0?replicas=1", (), Limits())
+    store.append(batch(0), 0)
+    two.process.send_signal(signal.SIGSTOP)
+    wait = redis.Redis.wait
+
+    def cut(client: redis.Redis, *arguments):
+        one.client.client_kill_filter(_type="normal", skipme=True)
+        return wait(client, *arguments)
+
+    monkeypatch.setattr(redis.Redis, "wait", cut)
+    with pytest.raises(StoreError, match="Redis server says"):
+        store.append(batch(1), 0)
+    store.close()
+
+
+@needs_redis
+def test_users_are_listed_whatever_was_cut_off(one: Redis) -> None:
+    """A batch that was stored, but not its users' names: sending it again lists them."""
+    store = RedisStore(f"redis://127.0.0.1:{one.port}/0", (), Limits())
+    store.append(batch(1), 0)
+    one.client.delete("lcn:users")
+    store.append(batch(1), 0)
+    assert store.users("", 9) == ["u1"]
+    store.close()
+
+
+@needs_redis
 def test_a_demoted_primary_is_left(one: Redis, two: Redis) -> None:
     """No failure at all, only another role: writes go to the new primary, reads soon after."""
     store = RedisStore(f"redis://127.0.0.1:{one.port},127.0.0.1:{two.port}/0", (), Limits())
@@ -204,10 +270,11 @@ def test_a_demoted_primary_is_left(one: Redis, two: Redis) -> None:
     two.client.replicaof("NO", "ONE")
     follow(one, two)
     two.client.set("lcn:mark", "new")
+    two.client.config_set("appendfsync", "everysec")
     with suppress(StoreError):
         store.append(batch(1), 0)
     time.sleep(DOWN_S + 0.1)
-    store.append(batch(1), 0)
+    assert store.append(batch(1), 0).durability == "everysec"  # of the one that is asked now
     assert two.client.role()[0] in (b"master", "master")  # type: ignore[index]
     assert len(store.read("u1", 0).source) == 2
     store.close()
@@ -284,6 +351,23 @@ def test_only_one_caller_tries_a_server_that_failed() -> None:
         with pytest.raises(StoreError):
             servers.ask(work)
     assert len(tried) == 4
+    servers.close()
+
+
+def test_an_error_of_the_work_is_no_failure_of_the_server() -> None:
+    """Such as too few replicas: the server answers, others need not leave it alone."""
+    now = [100.0]
+    servers = Servers(("redis://127.0.0.1:1/0",), clock=lambda: now[0])
+    with pytest.raises(StoreError):
+        servers.ask(lambda server: server.ping())
+    now[0] += 2 * DOWN_S
+
+    def refuse(server: redis.Redis) -> None:
+        raise StoreError("too few replicas")
+
+    with pytest.raises(StoreError, match="too few"):
+        servers.ask(refuse)
+    assert servers.ask(lambda server: 1) == 1
     servers.close()
 
 

@@ -14,6 +14,7 @@ from serve_world import World
 from test_http import ITEMS, live
 
 from lcn.serve.client import Client
+from lcn.serve.scorer import Scorer
 
 HEADER_S = 0.4
 GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
@@ -34,8 +35,9 @@ def connect(client: Client) -> socket.socket:
 
 def until_closed(connection: socket.socket) -> bytes:
     got = b""
-    while chunk := connection.recv(65536):
-        got += chunk
+    with suppress(ConnectionResetError):  # closed while bytes of ours were on their way
+        while chunk := connection.recv(65536):
+            got += chunk
     return got
 
 
@@ -66,7 +68,7 @@ def test_headers_that_drip_are_cut_off(client: Client) -> None:
             connection.shutdown(socket.SHUT_RDWR)
         dripping.join()
     assert answer.startswith(b"HTTP/1.1 408")
-    assert error_of(answer)["code"] == "slow_body"
+    assert error_of(answer)["code"] == "slow_headers"
 
 
 def test_a_connection_that_asks_nothing_is_closed(client: Client) -> None:
@@ -129,6 +131,52 @@ def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
             got += connection.recv(65536)
     numbers = [int(part.split(b'"')[0]) for part in got.split(b'"request_id":"')[1:]]
     assert numbers == list(range(20))
+
+
+RANK = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def ranking(**more: object) -> bytes:
+    body = json.dumps({"user": "u", "candidates": ["i41"], **more}).encode()
+    return RANK + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_a_body_is_not_counted_as_headers(client: Client) -> None:
+    """It is longer than headers may be, and the next request's headers come in two pieces."""
+    first = ranking(context={f"field{n}": "v" * 250 for n in range(12)})
+    second = ranking(request_id="second")
+    with connect(client) as connection:
+        for piece in (first[:1500], first[1500:] + second[:40], second[40:90], second[90:]):
+            connection.sendall(piece)
+            time.sleep(0.05)
+        got = b""
+        while b'"second"' not in got and (chunk := connection.recv(65536)):
+            got += chunk
+    assert got.count(b"HTTP/1.1 200") == 2, got
+
+
+@pytest.mark.parametrize(
+    "rest", [b"GET /slow HT", b"no request\r\n\r\n", GET + b"X: " + b"a" * 4000]
+)
+def test_a_running_request_is_answered_before_the_next_is_refused(
+    client: Client, monkeypatch, rest: bytes
+) -> None:
+    """An error written now would be taken for its answer."""
+    score = Scorer.score
+
+    def slow(self, *arguments, **more):
+        time.sleep(3 * HEADER_S)
+        return score(self, *arguments, **more)
+
+    monkeypatch.setattr(Scorer, "score", slow)
+    with connect(client) as connection:
+        connection.sendall(ranking(request_id="first"))
+        time.sleep(HEADER_S / 4)
+        connection.sendall(rest)
+        answer = until_closed(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"}") and b'"first"' in answer
 
 
 def test_others_are_served_while_headers_drip(client: Client) -> None:

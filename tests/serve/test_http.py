@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,44 @@ def test_metrics_are_scraped(client: Client) -> None:
         assert name in text, name
 
 
+def test_refusals_and_errors_are_counted(server, monkeypatch) -> None:
+    """S-19: by the route's template, whether or not it was reached; what is raised as a 500."""
+    running, client = server
+    with monkeypatch.context() as patch:
+        patch.setattr(running.parts.ranker.admission, "pending", 1000)
+        for path in ("/v2/models/toy/infer", "/v2/models/toy/versions/x/infer", "/v1/rank"):
+            with pytest.raises(Refused, match="turned away"):
+                client.call("POST", path, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(running.parts.registry), "get", lambda *_: 1 / 0)
+        with pytest.raises(Refused) as refused:
+            client.rank("u", ITEMS)
+        assert refused.value.status == 500
+    answer = raw(client, b"POST /v1/events HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    text = running.parts.metrics.text().decode()
+    for endpoint, status in (
+        ("/v2/models/{model}/infer", 429), ("/v2/models/{model}/versions/{version}/infer", 429),
+        ("/v1/rank", 429), ("/v1/rank", 500), ("/v1/events", 413),
+    ):  # fmt: skip
+        assert f'lcn_requests_total{{endpoint="{endpoint}",status="{status}"}}' in text
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_caches_forget_a_user_whatever_the_store_says(tmp_path, world, known: bool) -> None:
+    from lcn.serve.store.base import Limits
+    from lcn.serve.store.lmdb_store import LmdbStore
+
+    store = Faulty(LmdbStore(tmp_path / "s", ("kind",), Limits(), "everysec"))
+    with live(tmp_path, world.bundle, open_store=store) as (running, client):
+        client.add([event(n, "u") for n in range(9)])
+        client.rank("u", ITEMS)
+        store.down = not known
+        with nullcontext() if known else pytest.raises(Refused):
+            client.delete("u")
+        assert running.parts.registry.get().cache.peek("u", now()) is None
+
+
 def test_pages(client: Client) -> None:
     for path, word in (
         ("/", b"Lifelong history"),
@@ -364,6 +403,11 @@ class Faulty:
             raise StoreError("the store is down")
         return self.inner.version(user)
 
+    def delete(self, user: str) -> bool:
+        if self.down:
+            raise StoreError("the store is down")
+        return self.inner.delete(user)
+
     def read(self, user: str, now: int, newest: int = 0):
         if self.down:
             raise StoreError("the store is down")
@@ -397,6 +441,40 @@ def test_what_is_done_without_the_store(tmp_path, world) -> None:
         text = running.parts.metrics.text().decode()
         for reason in ("stale", "prior", "short"):
             assert f'lcn_degraded_total{{reason="{reason}"}} 1.0' in text
+        # The state there was no time for is rebuilt beside the requests, and so the wrong idea of
+        # how long that takes is corrected: others' states are rebuilt in time again.
+        assert soon(lambda: client.rank("busy", ITEMS, deadline_ms=2000).degraded is None)
+        number = itertools.count()
+        assert soon(
+            lambda: client.rank(f"new{next(number)}", ITEMS, deadline_ms=2000).degraded is None
+        )
+        assert running.parts.registry.get().cache.counts.rebuild_seconds < 2.0
+
+
+def soon(found: Callable[[], bool]) -> bool:
+    """Whether something becomes true within ten seconds."""
+    end = time.monotonic() + 10
+    while not found():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_one_slow_rebuild_locks_nobody_out(tmp_path, world) -> None:
+    """The first rebuild takes longer than requests have: its user waits, others do not suffer."""
+    from lcn.serve.store.base import Limits
+    from lcn.serve.store.lmdb_store import LmdbStore
+
+    store = Faulty(LmdbStore(tmp_path / "s", ("kind",), Limits(), "everysec"))
+    with live(tmp_path, world.bundle, open_store=store) as (running, client):
+        client.add([event(n, user) for user in ("first", "second") for n in range(12)])
+        store.delay = 0.6
+        client.rank("first", ITEMS)
+        assert running.parts.registry.get().cache.counts.rebuild_seconds < 0.05
+        store.delay = 0.0
+        running.parts.ranker.admission.service_s = 0.001  # here it is about rebuilds alone
+        assert client.rank("second", ITEMS, deadline_ms=500).degraded is None
 
 
 def test_deadlines_and_a_bounded_queue(tmp_path, world, monkeypatch) -> None:

@@ -194,6 +194,9 @@ def test_a_server_that_is_not_there(tmp_path) -> None:
 
     with pytest.raises(StoreError, match="Redis server says"):
         open_any("redis://127.0.0.1:1/0", (), Limits())
+    for scheme in ("redis", "valkey"):
+        with pytest.raises(StoreError, match=r"valkey-1\.invalid"):
+            open_any(f"{scheme}://valkey-1.invalid:1/0", (), Limits())
     with pytest.raises(StoreError, match="no behaviour store speaks"):
         open_any("mysql://x", (), Limits())
 

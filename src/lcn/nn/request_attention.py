@@ -56,12 +56,15 @@ def attend_request(
     """`TargetAttention.attend` for a request; None where candidates have no more in common than
     in training, or too few of them are there.
 
-    On the CPU only: a GPU would have to be asked whether spans and times are equal.
+    On the CPU only: a GPU would have to be asked whether spans and times are equal. In single
+    precision only, which is what the kernels for listed rows know.
     """
     count, time_C = len(asked.query_CD), asked.time_C
     if torch.is_grad_enabled() or count < _FEWEST or ops.implementation() == "reference":
         return None
-    if asked.query_CD.device.type != "cpu" or not bool((time_C == time_C[0]).all()):
+    if asked.query_CD.device.type != "cpu" or asked.query_CD.dtype != torch.float32:
+        return None
+    if not bool((time_C == time_C[0]).all()):
         return None
     if selection.kept_CK is not None:
         reads = _READ * len(rows.item_T) <= selection.kept_CK.numel()

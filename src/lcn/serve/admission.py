@@ -3,8 +3,9 @@
 Three rules, so that beyond saturation a server does as much useful work as at its best:
 
 * the queue has a largest length;
-* the expected wait is at most a share of the time a request has: a longer queue would answer no
-  more requests, only later (workers never run dry with a few waiting each);
+* the expected wait is at most a share of the time a request has, or of the default where it has
+  more: a longer queue would answer no more requests, only later (workers never run dry with a few
+  waiting each), and patient clients would fill it so that the others are turned away;
 * expected wait, service and a margin fit the time. The margin follows the errors of these very
   expectations: its target is that one request in twenty takes longer than expected, whether other
   programs take the processor or some users' requests are larger than others'.
@@ -52,8 +53,8 @@ class Admission:
         queue: requests that may wait or run.
     """
 
-    def __init__(self, workers: int, queue: int) -> None:
-        self._workers, self._queue = workers, queue
+    def __init__(self, workers: int, queue: int, usual_s: float = math.inf) -> None:
+        self._workers, self._queue, self._usual_s = workers, queue, usual_s
         self._lock = threading.Lock()
         self.pending = 0
         """Requests that wait or run."""
@@ -71,7 +72,8 @@ class Admission:
         # would never be corrected.
         if self.pending < self._workers:
             return None
-        if wait > WAIT_SHARE * left_s or wait + self.service_s + self.margin_s > left_s:
+        most = WAIT_SHARE * min(left_s, self._usual_s)
+        if wait > most or wait + self.service_s + self.margin_s > left_s:
             return Overloaded("deadline", max(1, math.ceil(wait)))
         return None
 

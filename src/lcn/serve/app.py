@@ -13,6 +13,7 @@ import numpy as np
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 
 from lcn import __version__
 from lcn.serve import problems
@@ -66,13 +67,12 @@ def build_app(parts: Parts) -> FastAPI:
     )
     app.state.metrics = parts.metrics
     problems.install(app)
-    app.include_router(_ranking(parts))
-    app.include_router(_items(parts))
-    app.include_router(_people(parts))
-    app.include_router(_models(parts))
-    app.include_router(oip_router(parts))
-    app.include_router(infer_router(parts))
-    app.include_router(_pages(parts))
+    routers = [
+        _ranking(parts), _items(parts), _people(parts), _models(parts), oip_router(parts),
+        infer_router(parts), _pages(parts),
+    ]  # fmt: skip
+    for router in routers:
+        app.include_router(router)
     app.openapi = lambda: _openapi(app, parts.config)  # type: ignore[method-assign]
     app.add_middleware(
         Limits,
@@ -81,6 +81,7 @@ def build_app(parts: Parts) -> FastAPI:
         timeout_s=parts.config.body_timeout_s,
         busy=parts.ranker.admission.refusal,
         deadline_ms=parts.config.deadline_ms,
+        routes=[each for router in routers for each in router.routes if isinstance(each, Route)],
     )
     return app
 

@@ -47,7 +47,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._guard = guard
         self._timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
+        """Of headers that are not complete; what came together with something else is left out."""
         self._in_headers = True
+        """Or between two requests."""
+        self._begun = False
+        """Whether a first byte of incomplete headers is here."""
+        self._completed = False
+        """Whether headers became complete in the bytes that are being read."""
+        self._ended = False
+        """Nothing more is read: a request is running, the one after it was refused."""
         self._refusal: tuple[str, str] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,15 +79,19 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; endless headers end here."""
-        self._header_bytes += len(data)
+        if self._ended:
+            return
+        waited, self._completed = self._in_headers, False
         super().data_received(data)
-        if self._in_headers and self._header_bytes > self._guard.header_bytes:
-            self._refuse(*self._too_large())
+        if waited and self._in_headers and not self._completed:
+            self._header_bytes += len(data)
+            if self._header_bytes > self._guard.header_bytes:
+                self._refuse(*self._too_large())
 
     def on_message_begin(self) -> None:
         """Headers begin."""
         super().on_message_begin()
-        self._in_headers = True
+        self._in_headers = self._begun = True
         if self._timer is None:
             self._arm()
 
@@ -90,7 +102,8 @@ class GuardedProtocol(HttpToolsProtocol):
             ValueError: they are too large; the parser stops, and `send_400_response` says so.
         """
         self._disarm()
-        self._in_headers = False
+        self._in_headers = self._begun = False
+        self._completed, self._header_bytes = True, 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self._guard.header_bytes:
             self._refusal = self._too_large()
@@ -98,10 +111,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._guard.waiting.pop(self, None)
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """The body is in: other headers may follow."""
+        super().on_message_complete()
+        self._in_headers = True
+
     def on_response_complete(self) -> None:
         """The connection waits again."""
         super().on_response_complete()
-        self._header_bytes = 0
         if not self.transport.is_closing() and self.cycle.response_complete:
             self._guard.waiting[self] = None
 
@@ -125,20 +142,29 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._header_bytes == 0:
+        if not self._begun and self._header_bytes == 0:
             self.abandon()  # nobody asked anything
         else:
             text = f"the headers did not arrive in {self._guard.header_s:g} s"
-            self._refuse("408 Request Timeout", text)
+            self._refuse("408 Request Timeout", text, "slow_headers")
 
     def _too_large(self) -> tuple[str, str]:
         text = f"request line and headers have at most {self._guard.header_bytes} bytes"
         return "431 Request Header Fields Too Large", text
 
-    def _refuse(self, status: str, text: str) -> None:
+    def _refuse(self, status: str, text: str, code: str = "") -> None:
+        """Answer with an error and close; after the answers still owed, close without one."""
         if self.transport.is_closing():
             return
-        code = CODES.get(int(status[:3]), "error")
+        cycle = self.cycle
+        running = cycle is not None and not cycle.response_complete
+        if running and (not cycle.more_body or cycle.response_started or self.pipeline):
+            # An error now would be taken for the answer to the request that is running; only one
+            # in the body of that very request is its answer.
+            cycle.keep_alive, self._ended = False, True
+            self._disarm()
+            return
+        code = code or CODES.get(int(status[:3]), "error")
         body = orjson.dumps({"error": text, "code": code, "request_id": None})
         head = (
             f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"

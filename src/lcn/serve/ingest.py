@@ -94,9 +94,11 @@ class Ingest:
         """Remove a user from store and caches, after the events that wait."""
 
         def work() -> bool:
-            known = self._store.delete(user)
-            self._registry.forget(user)
-            return known
+            try:
+                return self._store.delete(user)
+            finally:
+                # An error does not say that the user is still there: caches must ask again.
+                self._registry.forget(user)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 

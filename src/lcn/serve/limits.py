@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lcn.serve.admission import Overloaded
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.problems import overloaded, problem
 
-_DEADLINE = re.compile(rb'"deadline_ms"\s*:\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)')
+_DEADLINE = re.compile(rb'"deadline_ms"\s*:\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)(?![0-9.eE])')
+"""Numbers worded otherwise (1e4) are none here: the default counts until they are parsed."""
 
 STARTED = "lcn.started"
 """Where a request's arrival (monotonic seconds) stands in its scope."""
@@ -32,6 +33,7 @@ class Limits:
         busy: why a ranking request with so many seconds would be turned away now, None when it
             would not.
         deadline_ms: of requests that bring none.
+        routes: of the application.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Limits:
         timeout_s: float,
         busy: Callable[[float], Overloaded | None],
         deadline_ms: float,
+        routes: Sequence[Route] = (),
     ) -> None:
         self._app, self._metrics, self._busy = app, metrics, busy
-        self._deadline_ms = deadline_ms
+        self._deadline_ms, self._routes = deadline_ms, routes
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,6 +56,7 @@ class Limits:
             await self._app(scope, receive, send)
             return
         scope[STARTED] = started = time.monotonic()
+        # What the application raises passes through here and is answered further out, with 500.
         status = 500
 
         async def counted(message: Message) -> None:
@@ -70,20 +74,21 @@ class Limits:
                 refused = problem(408, f"the body did not arrive in {self._timeout_s:g} s")
             if body is not None and len(body["body"]) > self._max_bytes:
                 refused = problem(413, f"a body has at most {self._max_bytes} bytes")
-        if refused is not None:
-            refused.headers["Connection"] = "close"
-            await refused(scope, receive, counted)
-        elif _ranks(scope) and (busy := self._busy(self._left_s(body, started))) is not None:
-            scope["route"] = _Path("/v1/rank" if scope["path"] == "/v1/rank" else "infer")
-            await overloaded(busy, self._metrics)(scope, receive, counted)
-        elif body is not None and body["type"] == "http.disconnect":
-            return
-        else:
-            await self._app(scope, _replay(body, receive), counted)
-        route = scope.get("route")
-        endpoint = getattr(route, "path", "other")
-        self._metrics.requests.labels(endpoint, str(status)).inc()
-        self._metrics.seconds.labels(endpoint).observe(time.monotonic() - started)
+        try:
+            if refused is not None:
+                refused.headers["Connection"] = "close"
+                await refused(scope, receive, counted)
+            elif _ranks(scope) and (busy := self._busy(self._left_s(body, started))) is not None:
+                await overloaded(busy, self._metrics)(scope, receive, counted)
+            elif body is not None and body["type"] == "http.disconnect":
+                return
+            else:
+                await self._app(scope, _replay(body, receive), counted)
+        finally:
+            if body is None or body["type"] != "http.disconnect":
+                endpoint = self._endpoint(scope)
+                self._metrics.requests.labels(endpoint, str(status)).inc()
+                self._metrics.seconds.labels(endpoint).observe(time.monotonic() - started)
 
     def _left_s(self, body: Message | None, started: float) -> float:
         """Seconds a request has, without parsing it: at twice saturation, parsing what is then
@@ -106,6 +111,16 @@ class Limits:
             return problem(415, "a body is application/json")
         return None
 
+    def _endpoint(self, scope: Scope) -> str:
+        """The template of a request's route, whether or not the request reached it."""
+        if "route" in scope:
+            return getattr(scope["route"], "path", "other")
+        method, path = scope["method"], scope["path"]
+        for each in self._routes:
+            if method in (each.methods or ()) and each.path_regex.match(path):
+                return each.path
+        return "other"
+
     async def _read(self, receive: Receive) -> Message:
         """The whole body, or a little more than the limit of it."""
         parts, size = [], 0
@@ -117,13 +132,6 @@ class Limits:
             size += len(parts[-1])
             if size > self._max_bytes or not message.get("more_body"):
                 return {"type": "http.request", "body": b"".join(parts), "more_body": False}
-
-
-@dataclass(frozen=True, slots=True)
-class _Path:
-    """Stands for the route of a request that never reached one."""
-
-    path: str
 
 
 def _ranks(scope: Scope) -> bool:

@@ -107,4 +107,6 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def internal(request: Request, error: Exception) -> Response:
-        return problem(500, "an error of the server; its log says more")
+        # The connection is closed after such an answer; a client that is told opens another one.
+        text = "an error of the server; its log says more"
+        return problem(500, text, headers={"Connection": "close"})

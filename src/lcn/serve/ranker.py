@@ -3,12 +3,16 @@
 Who is let in is decided in `lcn.serve.admission`. Many candidates are scored in parts of one size,
 so an idle worker can take some and the logits are the same whether one did.
 When a state is not at hand: rebuild it if there is time; else a stale one; else the short-term
-part; without the store a stale one, else no history at all. Each is named in the answer.
+part; without the store a stale one, else no history at all. Each is named in the answer. A state
+there was no time for is rebuilt beside the requests, one at a time, so that the user's next request
+finds it and the idea of how long a rebuild takes is corrected.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,10 +30,14 @@ from lcn.serve.admission import Admission, Ticket
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.registry import Registry, Version
 from lcn.serve.scorer import Request
+from lcn.serve.state_cache import StateCache
 from lcn.serve.store.base import BehaviourStore
 from lcn.serve.user_state import View
 
 Degraded = Literal["stale", "short", "prior"]
+
+REBUILD_S = 1.0
+"""Between rebuilds beside the requests while requests wait; with idle workers there is no pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ class Ranker:
         stale_s: how old a state may be when the store does not answer.
         short: events of the short-term part.
         part: candidates that are scored together; more are cut into parts of nearly one size.
+        usual_s: the time that most requests have; see `lcn.serve.admission`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -122,12 +131,15 @@ class Ranker:
         stale_s: float = 600.0,
         short: int = 50,
         part: int = 500,
+        usual_s: float = math.inf,
     ) -> None:
         self._registry, self._store, self._metrics = registry, store, metrics
         self._now, self._workers = now, workers
         self._stale_s, self._short, self._part = stale_s, short, part
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rank")
-        self.admission = Admission(workers, queue)
+        self._rebuilder = ThreadPoolExecutor(1, thread_name_prefix="rebuild")
+        self._rebuilding, self._rebuild_at_s = threading.Lock(), 0.0
+        self.admission = Admission(workers, queue, usual_s)
 
     async def rank(
         self,
@@ -165,6 +177,7 @@ class Ranker:
     def close(self) -> None:
         """Wait for what runs."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._rebuilder.shutdown(wait=True)
 
     def _work(self, run: _Run) -> Ranked:
         job, version, clock = run.job, run.version, run.clock
@@ -242,6 +255,7 @@ class Ranker:
                 with self._metrics.stage.labels("rebuild").time():
                     built = cache.build(user, found, now)
                 return built.view, built.age_s, None
+            self._rebuild_beside(cache, user, found, now)
             stale = self._stale(user, version, now)
             if stale is not None:
                 return stale
@@ -254,6 +268,33 @@ class Ranker:
             if stale is not None:
                 return stale
             return version.scorer.empty(), 0.0, self._note("prior")
+
+    def _rebuild_beside(self, cache: StateCache, user: str, version: int, now: int) -> None:
+        """Rebuild a state for later requests, unless another one is being rebuilt so.
+
+        Without it one slow moment would teach that rebuilds do not fit the time of a request, and
+        no rebuild would ever teach otherwise.
+        """
+        if not self._rebuilding.acquire(blocking=False):
+            return
+        busy = self.admission.pending > self._workers
+        if busy and time.monotonic() < self._rebuild_at_s + REBUILD_S:
+            self._rebuilding.release()
+            return
+        self._rebuild_at_s = time.monotonic()
+
+        def work() -> None:
+            try:
+                cache.build(user, version, now)
+            except StoreError:
+                self._metrics.store_errors.labels("read").inc()
+            finally:
+                self._rebuilding.release()
+
+        try:
+            self._rebuilder.submit(work)
+        except RuntimeError:  # shutting down
+            self._rebuilding.release()
 
     def _stale(
         self, user: str, version: Version, now: int

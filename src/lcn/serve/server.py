@@ -38,6 +38,9 @@ from lcn.serve.store.base import BehaviourStore
 
 _log = logging.getLogger("lcn.serve")
 
+FULL_TURNS = 1000
+"""Turns of the middle generation before the garbage collector looks at everything; usually 10."""
+
 
 @dataclass(slots=True)
 class Running:
@@ -96,7 +99,7 @@ def open_server(
     workers = config.workers or min(os.cpu_count() or 1, 4)
     ranker = Ranker(
         registry, store, metrics, now=now, workers=workers, queue=config.queue,
-        stale_s=config.stale_s, part=config.part,
+        stale_s=config.stale_s, part=config.part, usual_s=config.deadline_ms / 1000,
         short=max(each.manifest.short for each in loaded),
     )  # fmt: skip
     ingest = Ingest(
@@ -145,6 +148,10 @@ def run_server(running: Running, *, started: Callable[[str], None] = lambda url:
             # whose full turns would each hold up every request for a tenth of a second.
             gc.collect()
             gc.freeze()
+            # States come and go by reference count alone; what is in cycles (exceptions, tasks) is
+            # young. So full turns, which would walk all states, come after millions of objects.
+            first, second, _ = gc.get_threshold()
+            gc.set_threshold(first, second, FULL_TURNS)
             # Threads that score hand the interpreter over sooner than after Python's 5 ms.
             sys.setswitchinterval(0.001)
             server.listen_on(listener)

@@ -41,7 +41,7 @@ class ServeConfig(Config):
     queue: int = 64
     """Requests that wait or run at once; more are turned away."""
     deadline_ms: float = 100.0
-    """Of requests that bring none."""
+    """Of requests that bring none; those with more time are not let wait longer for a worker."""
     stale_s: float = 600.0
     """How old a state may be that is used when the store does not answer."""
     max_candidates: int = 1000

@@ -20,6 +20,11 @@ from lcn.serve.user_state import UserState, View
 
 Found = Literal["hit", "rebuilt"]
 
+FIRST_REBUILD_S = 0.02
+"""What the first rebuild counts for at most: it also pays for what is made only once."""
+OUTLIER = 4
+"""Times the mean that a rebuild counts for at most: one that was held up says little of others."""
+
 
 @dataclass(slots=True)
 class CacheCounts:
@@ -228,6 +233,7 @@ class StateCache:
             build.done.set()
         counts, spent = self.counts, self._clock() - started
         counts.rebuilds += 1
+        spent = min(spent, max(FIRST_REBUILD_S, OUTLIER * counts.rebuild_seconds))
         counts.rebuild_seconds += (spent - counts.rebuild_seconds) * max(0.05, 1 / counts.rebuilds)
         return state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def open_store(
             )
         from lcn.serve.store.redis_store import RedisStore
 
-        return RedisStore(text.replace("valkey", "redis", 1), fields, limits)
+        return RedisStore(re.sub("^valkey", "redis", text), fields, limits)
     from lcn.serve.store.lmdb_store import LmdbStore
 
     return LmdbStore(Path(place), fields, limits, durability)

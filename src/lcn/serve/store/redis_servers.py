@@ -78,15 +78,27 @@ class Servers:
 
     Args:
         urls: of the servers; one of them is the primary.
+        again: whether a writer whose connection was cut sends its command once more on a new one.
         clock: monotonic seconds.
     """
 
-    def __init__(self, urls: tuple[str, ...], clock: Callable[[], float] = time.monotonic) -> None:
-        self._servers = [_Server(_client(url, READ_S), _client(url, WRITE_S)) for url in urls]
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        *,
+        again: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._servers = [
+            _Server(_client(url, READ_S), _client(url, WRITE_S, again=again)) for url in urls
+        ]
         self._clock, self._lock = clock, threading.Lock()
         self._primary: _Server | None = self._servers[0] if len(urls) == 1 else None
         self._checked_s = 0.0
         self._failing, self._again_s = False, 0.0
+        self.elections = 0
+        """How often another server than before became the one to ask."""
+        self._last: _Server | None = self._primary
 
     def ask(self, work: Callable[[redis.Redis], T], *, write: bool = False) -> T:
         """Do something on the primary.
@@ -106,7 +118,7 @@ class Servers:
         except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError) as error:
             self._failed()
             raise StoreError(f"the Redis server says: {error}") from error
-        except redis.RedisError:
+        except (redis.RedisError, StoreError):
             self._failing = False  # it answers
             raise
         self._failing = False
@@ -145,14 +157,18 @@ class Servers:
         found = [(offset, server) for server in self._servers if (offset := _offset(server))]
         if not found:
             raise redis.ConnectionError("none of the servers is a primary that answers")
-        self._primary = max(found, key=lambda each: each[0])[1]
-        return self._primary
+        primary = max(found, key=lambda each: each[0])[1]
+        if primary is not self._last:
+            self._last = primary
+            self.elections += 1
+        self._primary = primary
+        return primary
 
 
-def _client(url: str, seconds: float) -> redis.Redis:
+def _client(url: str, seconds: float, *, again: bool = True) -> redis.Redis:
     # One more try on a new connection, for those that a restart of the server has cut; the
     # client's own default would wait for seconds.
-    retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+    retry = Retry(NoBackoff(), int(again), supported_errors=(redis.ConnectionError,))
     return redis.Redis.from_url(
         url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=retry
     )

@@ -80,12 +80,14 @@ class RedisStore:
         self._prefix = prefix
         address = parse_address(url)
         self._replicas = address.replicas
-        self._servers = Servers(address.urls)
+        # A command sent again on another connection would be one that WAIT knows nothing of.
+        self._servers = Servers(address.urls, again=not address.replicas)
         self._script = redis.Redis().register_script(_APPEND)
         self._ask("open the store", self._check_fields, write=True)
-        self.durability = self._ask("open the store", _server_durability, write=True)
-        if self._replicas:
-            self.durability += f"+{self._replicas}"
+        self._asked = -1
+        """At which election the primary's durability was asked for."""
+        self.durability = ""
+        self._ask("open the store", self._ask_durability, write=True)
 
     def append(self, batch: Sequence[Packed], now: int) -> Ack:
         """See `BehaviourStore`; atomic per user."""
@@ -97,15 +99,21 @@ class RedisStore:
         versions = {}
 
         def work(server: redis.Redis) -> None:
-            for user, places in of_user.items():
-                found, change, versions[user] = self._append_user(
-                    server, user, [batch[at] for at in places], now
-                )
-                for at, outcome in zip(places, found, strict=True):
-                    outcomes[at] = outcome
-                if change is not None:
-                    changes.append(change)
-            self._replicate(server)
+            # WAIT covers what its own connection has written, and nothing else.
+            with server.client() as one:
+                self._ask_durability(one)
+                for user, places in of_user.items():
+                    found, change, versions[user] = self._append_user(
+                        one, user, [batch[at] for at in places], now
+                    )
+                    for at, outcome in zip(places, found, strict=True):
+                        outcomes[at] = outcome
+                    if change is not None:
+                        changes.append(change)
+                if of_user:
+                    # Every time: an earlier try may have been cut off between the two.
+                    one.zadd(f"{self._prefix}:users", dict.fromkeys(of_user, 0))
+                    self._replicate(one, outcomes.count("stored"))
 
         self._ask("store a batch", work, write=True)
         return Ack(tuple(outcomes), versions, self.durability, tuple(changes))
@@ -137,9 +145,10 @@ class RedisStore:
         """See `BehaviourStore`."""
 
         def work(server: redis.Redis) -> bool:
-            removed = int(server.delete(*self._keys(user)))  # type: ignore[arg-type]
-            server.zrem(f"{self._prefix}:users", user)
-            self._replicate(server)
+            with server.client() as one:
+                removed = int(one.delete(*self._keys(user)))  # type: ignore[arg-type]
+                one.zrem(f"{self._prefix}:users", user)
+                self._replicate(one, 0)
             return removed > 0
 
         return self._ask("delete a user", work, write=True)
@@ -186,13 +195,8 @@ class RedisStore:
             )
             for domain in _DOMAINS
         }
-        count = sum(len(records) for records in added.values())
-        if not count:
+        if not any(added.values()):
             return outcomes, None, int(after)
-        pipe = server.pipeline(transaction=False)
-        pipe.zadd(f"{self._prefix}:users", {user: 0})
-        pipe.incrby(f"{self._prefix}:events", count)
-        pipe.execute()
         source, target = (unpack(b"".join(added[name]), len(self.fields)) for name in _DOMAINS)
         return outcomes, Change(user, int(before), int(after), source, target), int(after)
 
@@ -200,20 +204,37 @@ class RedisStore:
         base = f"{{{self._prefix}:{user}}}"
         return [f"{base}:{part}" for part in "stiv"]
 
-    def _replicate(self, server: redis.Redis) -> None:
-        """Wait until as many replicas as asked for have what was written.
+    def _replicate(self, one: redis.Redis, added: int) -> None:
+        """Count what was added, then wait until as many replicas as asked for have everything.
+
+        Counting is a write even where nothing was added: WAIT has nothing to wait for on a
+        connection that wrote nothing, and a batch that comes again because too few replicas had it
+        is made of duplicates. Its place in the stream of changes is behind whatever they repeat.
+
+        Args:
+            one: a client of a single connection, which is not opened again when it is cut.
+            added: events.
 
         Raises:
             StoreError: too few have it in time; it may be there, so it is not acknowledged.
         """
+        one.incrby(f"{self._prefix}:events", added)
         if not self._replicas:
             return
-        have = int(server.wait(self._replicas, round(1000 * REPLICATE_S)))  # type: ignore[arg-type]
+        have = int(one.wait(self._replicas, round(1000 * REPLICATE_S)))  # type: ignore[arg-type]
         if have < self._replicas:
             raise StoreError(
                 f"{have} of {self._replicas} replicas have the batch after {REPLICATE_S:g} s; it "
                 "may be stored: send it again"
             )
+
+    def _ask_durability(self, server: redis.Redis) -> None:
+        """Know how durable the primary's writes are; a promoted one may be set otherwise."""
+        elections = self._servers.elections
+        if elections != self._asked:
+            replicas = f"+{self._replicas}" if self._replicas else ""
+            self.durability = _server_durability(server) + replicas
+            self._asked = elections
 
     def _check_fields(self, server: redis.Redis) -> None:
         key, own = f"{self._prefix}:fields", "\n".join(self.fields)
