@@ -117,8 +117,13 @@ def run(grid: ServeGrid, tell: Callable[[str], None] = lambda text: None) -> Ite
             warm(grid, port)
             asked, patient = requests_of(grid), requests_of(grid, deadline_ms=30_000)
             tell("finding saturation")
+            # Two clients a worker keep it busy; more would be turned away and try again at once,
+            # which measures refusals.
+            clients = 2 * (grid.workers or os.cpu_count() or 1)
             saturation = asyncio.run(
-                closed_loop("127.0.0.1", port, lambda at: patient[at % len(patient)][1], 8, 4.0)
+                closed_loop(
+                    "127.0.0.1", port, lambda at: patient[at % len(patient)][1], clients, 4.0
+                )
             )
             if not saturation:
                 raise ServeError("the server answered nothing in four seconds")
