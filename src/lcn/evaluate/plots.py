@@ -29,6 +29,7 @@ COLOURS = ("#3d7fd9", "#e08a1e", "#2ca37a", "#c2549d", "#d6524a", "#7a6fd0", "#5
 _MARKERS = "osD^vPX*"
 _INK = "#010203"  # replaced by currentColor
 _WIDTH = 4.6  # inches: at 390 pixels, 9 points are about 11 pixels
+_LEGEND_LETTERS, _MARK_LETTERS = 60, 6  # across the picture; of a line's mark and the gap
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans'"
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -154,7 +155,8 @@ def curves_svg(curves: Sequence[Curve], xlabel: str, ylabel: str) -> str:
                 label=_plain(curve.name),
             )
         axes.locator_params(axis="x", nbins=6)
-        axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+        if max(abs(float(curve.x_N[-1])) for curve in curves if len(curve.x_N)) >= 1000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
         axes.set_xlabel(_plain(xlabel))
         axes.set_ylabel(_plain(ylabel))
         _legend_above(axes, len(curves))
@@ -262,10 +264,13 @@ def _inline(figure: Figure, title: str) -> str:
 
 
 def _legend_above(axes: Axes, entries: int) -> None:
+    """As many columns as the longest name leaves room for: a wider legend would shrink the axes."""
+    longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=1)
+    fitting = max(1, _LEGEND_LETTERS // (longest + _MARK_LETTERS))
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.01),
-        ncols=min(3, entries),
+        ncols=min(3, entries, fitting),
         borderaxespad=0,
         columnspacing=1.2,
     )
