@@ -155,7 +155,8 @@ def curves_svg(curves: Sequence[Curve], xlabel: str, ylabel: str) -> str:
                 label=_plain(curve.name),
             )
         axes.locator_params(axis="x", nbins=6)
-        if max(abs(float(curve.x_N[-1])) for curve in curves if len(curve.x_N)) >= 1000:
+        ends = [abs(float(curve.x_N[-1])) for curve in curves if len(curve.x_N)]
+        if max(ends, default=0.0) >= 1000:
             axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
         axes.set_xlabel(_plain(xlabel))
         axes.set_ylabel(_plain(ylabel))
