@@ -2,8 +2,6 @@
 
 import math
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from objective_bench import (
@@ -114,12 +112,9 @@ def test_sac_warms_up_as_sqn(toy):
     assert loss_of(sac, model, batch, step=1000).item() != cold
 
 
-def test_rewards_by_kind_of_event(toy, tmp_path):
+def test_rewards_by_kind_of_event(toy):
     setup = make_setup(toy)
-    path = toy.folder / "vocabulary" / "event" / "kind.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"value": ["pv", "buy"], "index": [2, 3]}), path)
-    config = RewardConfig(source=0.2, target=1.0, field="kind", values={"pv": 0.1, "buy": 5.0})
+    config = RewardConfig(source=0.2, target=1.0, field="kind", values={"liked": 0.1, "loved": 5.0})
     position, reward_2V = read_rewards(config, setup)
     assert position == 0
     assert reward_2V[0].tolist() == pytest.approx([0.2, 0.2, 0.1, 5, 0.2, 0.2])
@@ -127,8 +122,8 @@ def test_rewards_by_kind_of_event(toy, tmp_path):
     assert read_rewards(RewardConfig(), setup)[1].tolist() == [[pytest.approx(0.2)], [1.0]]
     for wrong, message in (
         (RewardConfig(field="knd"), "no event context field 'knd'; did you mean 'kind'"),
-        (RewardConfig(field="kind", values={"pvv": 1}), "no value 'pvv'; did you mean 'pv'"),
-        (RewardConfig(values={"pv": 1}), "needs rewards.field"),
+        (RewardConfig(field="kind", values={"likd": 1}), "no value 'likd'; did you mean 'liked'"),
+        (RewardConfig(values={"liked": 1}), "needs rewards.field"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_rewards(wrong, setup)
