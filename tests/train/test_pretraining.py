@@ -1,14 +1,9 @@
 """Objectives before clicks: a phase of its own that resumes like the rest."""
 
-import os
-import signal
-import subprocess
-import sys
-
 import pytest
-import torch
+from killed import check_resumes
 
-from lcn.config import dump_config, load_config
+from lcn.config import load_config
 from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError
 from lcn.objectives.crp import Crp
@@ -61,28 +56,8 @@ def test_after_pretraining_clicks_alone(toy, tmp_path):
     assert losses(tmp_path / "both", "train", "crp")
 
 
-KILLED = """
-import os, signal, sys
-from lcn.config import load_config
-from lcn.train import RunConfig, train
-config = load_config(RunConfig, sys.argv[1])
-def die(step):
-    if step == 14:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(config, sys.argv[2], progress=False, after_step=die)
-"""
-
-
 def test_kill_9_while_pretraining_then_resume_is_the_same_run(toy, tmp_path):
-    config = config_for(toy)
-    train(config, tmp_path / "whole", progress=False)
-    (tmp_path / "c.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "c.yaml"), str(tmp_path / "cut")]
-    assert subprocess.run(command, check=False, env=os.environ).returncode == -signal.SIGKILL
-    train(config, tmp_path / "cut", resume=True, progress=False)
-    one, other = (open_run(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+    check_resumes(config_for(toy), tmp_path, step=14)
 
 
 def test_pretraining_without_anything_to_learn_is_refused(toy):

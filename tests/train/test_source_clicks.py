@@ -1,19 +1,14 @@
 """Source-domain events as impressions: who sees what, and a training phase of its own."""
 
-import os
-import signal
-import subprocess
-import sys
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+from killed import check_resumes
 from toy import KINDS, make_toy
 
 from lcn.api import recipe
-from lcn.config import dump_config, load_config
+from lcn.config import load_config
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.mapping import Mapping, Responses
 from lcn.data.source_clicks import source_clicks
@@ -133,28 +128,8 @@ def test_source_steps_come_first_and_change_the_model(told, tmp_path):
     assert kinds[:21] == ["source"] * 20 + ["train"]
 
 
-KILLED = """
-import os, signal, sys
-from lcn.config import load_config
-from lcn.train import RunConfig, train
-config = load_config(RunConfig, sys.argv[1])
-def die(step):
-    if step == 14:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(config, sys.argv[2], progress=False, after_step=die)
-"""
-
-
 def test_kill_9_among_source_steps_then_resume_is_the_same_run(told, tmp_path):
-    config = config_for(told)
-    train(config, tmp_path / "whole", progress=False)
-    (tmp_path / "c.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "c.yaml"), str(tmp_path / "cut")]
-    assert subprocess.run(command, check=False, env=os.environ).returncode == -signal.SIGKILL
-    train(config, tmp_path / "cut", resume=True, progress=False)
-    one, other = (open_run(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+    check_resumes(config_for(told), tmp_path, step=14)
 
 
 def test_a_log_that_does_not_tell_is_refused_and_recipes_know(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed import check_resumes
 
 from lcn.config import load_config
 from lcn.data.dataset import Dataset
@@ -51,36 +52,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoint" / "model.safetensors")
 
 
-KILLED = """
-import os, signal, sys
-from lcn.config import load_config
-from lcn.train import RunConfig, train
-config = load_config(RunConfig, sys.argv[1])
-def die(step):
-    if step == 18:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(config, sys.argv[2], progress=False, after_step=die)
-"""
-
-
 def test_kill_9_in_mid_epoch_then_resume_is_the_same_run(toy: Dataset, tmp_path: Path) -> None:
-    config = config_for(toy)
-    train(config, tmp_path / "whole", progress=False)
-    from lcn.config import dump_config
-
-    (tmp_path / "c.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "c.yaml"), str(tmp_path / "cut")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    # Killed at step 18, so the run goes on from the checkpoint of step 16 (or an epoch's end).
-    train(config, tmp_path / "cut", resume=True, progress=False)
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-    curves = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
-    assert curves[0] == curves[1]
-    best = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "cut")]
-    assert best[0] == best[1]
+    # The run goes on from the checkpoint of step 16 (or an epoch's end).
+    check_resumes(config_for(toy), tmp_path, step=18)
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(toy: Dataset, tmp_path: Path) -> None:
