@@ -255,8 +255,8 @@ class Ranker:
                 with self._metrics.stage.labels("rebuild").time():
                     built = cache.build(user, found, now)
                 return built.view, built.age_s, None
-            self._rebuild_beside(cache, user, found, now)
             stale = self._stale(user, version, now)
+            self._rebuild_beside(cache, user, found, now)
             if stale is not None:
                 return stale
             scorer = version.scorer
