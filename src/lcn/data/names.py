@@ -49,22 +49,38 @@ class Names:
         """The text behind a field's vocabulary index."""
         known = self._values.get((group, field))
         if known is None:
-            table = self._read(self._folder / "vocabulary" / group / f"{field}.parquet")
-            values, indices = table.column("value").to_pylist(), table.column("index").to_pylist()
-            known = {int(i): str(value) for i, value in zip(indices, values, strict=True)}
+            words = read_vocabulary(self._folder, group, field)
+            known = {place: word for word, place in words.items()}
             known |= {PADDING: "none", UNKNOWN: "unknown"}
             self._values[group, field] = known
         return known.get(int(index), f"#{index}")
 
     def _column(self, table: str, name: str) -> pa.ChunkedArray:
         if (table, name) not in self._columns:
-            read = self._read(self._folder / f"{table}.parquet", [name])
+            read = _read(self._folder / f"{table}.parquet", [name])
             self._columns[table, name] = read.column(name)
         return self._columns[table, name]
 
-    @staticmethod
-    def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-        try:
-            return pq.read_table(path, columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {path}: {error}; prepare the dataset again") from error
+
+def read_vocabulary(folder: Path, group: Group, field: str) -> dict[str, int]:
+    """The index of each value of a field, as training days numbered them.
+
+    Args:
+        folder: of a prepared dataset.
+        group: what the field belongs to.
+        field: its name.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    path = folder / "vocabulary" / group / f"{field}.parquet"
+    table = _read(path, ["value", "index"])
+    values, indices = table["value"].to_pylist(), table["index"].to_pylist()
+    return {str(value): int(index) for value, index in zip(values, indices, strict=True)}
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}; prepare the dataset again") from error

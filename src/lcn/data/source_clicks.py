@@ -11,11 +11,11 @@ from typing import Any
 
 import numba
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lcn.data.dataset import Dataset, EventStore, Samples
 from lcn.data.mapping import Responses
+from lcn.data.names import read_vocabulary
 from lcn.errors import ConfigError, nearest
 from lcn.schema import UNKNOWN, Field, Manifest
 
@@ -102,7 +102,7 @@ def response_labels(dataset: Dataset) -> tuple[int, NDArray[np.int8]] | None:
         return None
     fields = dataset.manifest.event_context
     place = [field.name for field in fields].index(responses.field)
-    index = _vocabulary(dataset, "event", responses.field)
+    index = read_vocabulary(dataset.folder, "event", responses.field)
     label_V = np.full(fields[place].size, -1, np.int8)
     for kind, values, label in (("clicked", responses.clicked, 1), ("shown", responses.shown, 0)):
         known = [index[value] for value in values if value in index]
@@ -137,16 +137,11 @@ def _request_context(dataset: Dataset, row_S: NDArray, response: int) -> NDArray
 
 def _translation(dataset: Dataset, event: Field, request: Field) -> NDArray[np.int32]:
     """Request index of each event index: both vocabularies number the same words differently."""
-    known = _vocabulary(dataset, "request", request.name)
+    known = read_vocabulary(dataset.folder, "request", request.name)
     index_V = np.full(event.size, UNKNOWN, np.int32)
-    for value, index in _vocabulary(dataset, "event", event.name).items():
+    for value, index in read_vocabulary(dataset.folder, "event", event.name).items():
         index_V[index] = known.get(value, UNKNOWN)
     return index_V
-
-
-def _vocabulary(dataset: Dataset, group: str, field: str) -> dict[str, int]:
-    table = pq.read_table(dataset.folder / "vocabulary" / group / f"{field}.parquet")
-    return dict(zip(table["value"].to_pylist(), table["index"].to_pylist(), strict=True))
 
 
 def _rows_before(store: EventStore, user_S: NDArray, time_S: NDArray) -> NDArray[np.int64]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pyarrow.parquet as pq
-
+from lcn.data.names import read_vocabulary
 from lcn.errors import ConfigError, nearest
 from lcn.objectives.base import Setup
 
@@ -17,7 +16,8 @@ def read_values(setup: Setup, field: str, setting: str) -> tuple[int, dict[str, 
         setting: what to call the setting in errors.
 
     Raises:
-        ConfigError: no such field, or a dataset without its vocabulary.
+        ConfigError: no such field.
+        DataError: the dataset lacks the field's vocabulary.
     """
     names = [each.name for each in setup.manifest.event_context]
     if field not in names:
@@ -25,14 +25,7 @@ def read_values(setup: Setup, field: str, setting: str) -> tuple[int, dict[str, 
             f"{setting}.field: the dataset has no event context field {field!r}"
             f"{nearest(field, names)}"
         )
-    path = setup.dataset.folder / "vocabulary" / "event" / f"{field}.parquet"
-    try:
-        table = pq.read_table(path, columns=["value", "index"])
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{setting}.field: {path} is missing; prepare the dataset again"
-        ) from error
-    index = dict(zip(table["value"].to_pylist(), table["index"].to_pylist(), strict=True))
+    index = read_vocabulary(setup.dataset.folder, "event", field)
     return names.index(field), index
 
 
