@@ -166,8 +166,8 @@ def render_site(records: Sequence[ExperimentRecord]) -> str:
     return environment.get_template("site.html").render(
         title=TITLE,
         summary=(
-            "Every row tuned alike by validation, several seeds, intervals over users and seeds. "
-            "The paper's own numbers are quoted beside ours; its data is not open."
+            "Every row of a table tries as many settings as any other, judged by validation; "
+            "several seeds, intervals over users and seeds. The paper's own numbers are quoted beside ours; its data is not open."
         ),
         counts=_counted(records),
         verdicts=(("claim", "verdict", "dataset", "experiment", "evidence"), rows),
