@@ -167,7 +167,8 @@ def render_site(records: Sequence[ExperimentRecord]) -> str:
         title=TITLE,
         summary=(
             "Every row of a table tries as many settings as any other, judged by validation; "
-            "several seeds, intervals over users and seeds. The paper's own numbers are quoted beside ours; its data is not open."
+            "several seeds, intervals over users and seeds. The paper's own "
+            "numbers are quoted beside ours; its data is not open."
         ),
         counts=_counted(records),
         verdicts=(("claim", "verdict", "dataset", "experiment", "evidence"), rows),
