@@ -68,6 +68,8 @@ def test_a_person_scores_candidates_and_sees_why(browser, site, width: int) -> N
     page.fill("#user", "")
     page.click("#score")
     page.wait_for_function("document.querySelector('#problem').textContent !== ''")
+    page.wait_for_timeout(600)  # the suggestions of the emptied field have come: the problem stays
+    assert page.inner_text("#problem")
     assert errors == []
     page.close()
 
