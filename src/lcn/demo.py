@@ -75,6 +75,32 @@ class DemoResult:
     seconds: float
 
 
+def _prepare(folder: Path, say: Callable[[str], None]) -> None:
+    """Fetch the log and prepare it, unless that was done."""
+    fetch(SOURCE)
+    if not is_prepared(folder):
+        say("Preparing the dataset")
+        prepare(SOURCE, folder, force=folder.exists())
+
+
+def _train_all(
+    folder: Path, config: DemoConfig, say: Callable[[str], None], *, progress: bool
+) -> list[Path]:
+    """Every system with every seed; what was trained before is there."""
+    say("Compiling the CPU operations (once per machine)")
+    warm_up()
+    runs = []
+    for seed in config.seeds:
+        for name in SYSTEMS:
+            run_folder = folder / "runs" / f"{name}-{seed}"
+            settings = demo_recipe(name, folder / "dataset", seed, config.epochs)
+            say(f"Training {name} (seed {seed})")
+            fitted = train(settings, run_folder, resume=True, progress=progress, label=name)
+            say(f"  best validation AUC {fitted.best_value:.4f} at step {fitted.best_step}")
+            runs.append(run_folder)
+    return runs
+
+
 def run_demo(
     folder: Path,
     config: DemoConfig,
@@ -99,23 +125,10 @@ def run_demo(
         "MovieLens 1M: ratings of 4 and 5 are clicks; Sci-Fi, Fantasy, Animation and Children's\n"
         "are the target domain, all other genres the source domain with the longer history."
     )
-    fetch(SOURCE)
     dataset_folder = folder / "dataset"
-    if not is_prepared(dataset_folder):
-        say("Preparing the dataset")
-        prepare(SOURCE, dataset_folder, force=dataset_folder.exists())
+    _prepare(dataset_folder, say)
     dataset = open_dataset(dataset_folder)
-    say("Compiling the CPU operations (once per machine)")
-    warm_up()
-    runs = []
-    for seed in config.seeds:
-        for name in SYSTEMS:
-            run_folder = folder / "runs" / f"{name}-{seed}"
-            settings = demo_recipe(name, dataset_folder, seed, config.epochs)
-            say(f"Training {name} (seed {seed})")
-            fitted = train(settings, run_folder, resume=True, progress=progress, label=name)
-            say(f"  best validation AUC {fitted.best_value:.4f} at step {fitted.best_step}")
-            runs.append(run_folder)
+    runs = _train_all(folder, config, say, progress=progress)
     say("Measuring on the test days, with intervals over users")
     results = evaluate_runs(runs, resamples=config.resamples)
     predictions = [load_predictions(run / "predictions" / "test.npz") for run in runs]

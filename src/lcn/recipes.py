@@ -159,7 +159,7 @@ _BACKBONES: dict[str, Recipe] = {
 
 _FEW = StreamConfig(users=32)
 """Users of a batch whose streams an objective reads. On MovieLens 1M (128 users a batch, one seed)
-all of them were better by .0006 in validation AUC on average (-.0004 to .0012) and took twice the
+all of them were better by .0004 in validation AUC on average (-.0006 to .0012) and took twice the
 time; so a row costs about what LCN's does."""
 _RIVALS: tuple[ObjectiveConfig, ...] = (
     Dss.Config(stream=_FEW),

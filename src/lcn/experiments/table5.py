@@ -78,7 +78,7 @@ def table(sizes: Sizes) -> Table:
         references=(SIM_SOFT, NONE),
         claims=(
             *(
-                Claim(f"LCN that learns from responses first beats {name} without", TOLD, name)
+                Claim(f"LCN, responses first, beats {name}", TOLD, name)
                 for name in (*BACKBONES, "full attention", PLAIN, LCN)
             ),
             *(Claim(f"LCN beats {name}", LCN, name) for name in (*BACKBONES, *OBJECTIVES)),

@@ -255,6 +255,7 @@ class Ranker:
                 with self._metrics.stage.labels("rebuild").time():
                     built = cache.build(user, found, now)
                 return built.view, built.age_s, None
+            # Looked up first: a quick rebuild beside would be there already, and called stale.
             stale = self._stale(user, version, now)
             self._rebuild_beside(cache, user, found, now)
             if stale is not None:

@@ -84,17 +84,11 @@ def open_server(
     tokens = tokens_for(token_file, data_dir, loopback=config.loopback)
     longest = max(max(each.manifest.lifelong, each.manifest.short) for each in loaded)
     fields = event_fields([each.manifest for each in loaded])
+    metrics = ServerMetrics()
     if store is None:
         place = config.store or data_dir / "store"
         store = open_store(place, fields, config.limits(longest), config.durability)
-    try:
-        metrics = ServerMetrics()
-        registry = Registry(store, config.cache_mib << 20)
-        for bundle in loaded:
-            registry.load(bundle)
-    except BaseException:
-        store.close()
-        raise
+    registry = _load_all(loaded, store, config.cache_mib << 20)
     now = now or SteadyClock()
     workers = config.workers or min(os.cpu_count() or 1, 4)
     ranker = Ranker(
@@ -115,6 +109,18 @@ def open_server(
     )  # fmt: skip
     holder.append(Running(parts, build_app(parts), "ready"))
     return holder[0]
+
+
+def _load_all(bundles: Sequence[Bundle], store: BehaviourStore, cache_bytes: int) -> Registry:
+    """The models over the store, which is closed again where one of them cannot be loaded."""
+    try:
+        registry = Registry(store, cache_bytes)
+        for bundle in bundles:
+            registry.load(bundle)
+    except BaseException:
+        store.close()
+        raise
+    return registry
 
 
 def close_server(running: Running) -> None:
