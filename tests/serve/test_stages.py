@@ -7,7 +7,6 @@ import time
 from serve_world import World
 from test_http import ITEMS, event, live
 
-
 STAGES = ("parse", "queue", "state", "score", "answer")
 RANK = "/v1/rank"
 
