@@ -97,6 +97,7 @@ def test_rejected_events(tmp_path: Path, line: str, reason: str) -> None:
     (row,) = _left(tmp_path, "events")
     assert row["reason"] == reason
     assert row["file"] == "events.csv"
+    assert row["number"] == 6
     assert row["row"]
 
 
@@ -140,8 +141,40 @@ def test_too_many_rejected_rows_fail_the_job_and_leave_nothing(tmp_path: Path) -
     for part in ("events.0", "5 of 15", "0.1", "4 with missing user", "1 with unreadable time"):
         assert part in message
     assert f'{{"u":null,"i":"a","t":"{BASE}"}}' in message
-    assert "events.csv" in message
+    assert f"row 11 of {tmp_path}/events.csv" in message
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_rejected_row_is_found_by_its_number(tmp_path: Path, suffix: str) -> None:
+    """Several files; one with another order of columns, one with malformed lines in between."""
+    rows = {
+        name: [(None if k in bad else k, "a", BASE + k) for k in range(12)]
+        for name, bad in (("a", {3, 11}), ("b", {0, 5, 6}), ("c", {7}))
+    }
+    lines: dict[str, list[str]] = {}
+    for name, values in rows.items():
+        order = (2, 1, 0) if name == "c" else (0, 1, 2)
+        lines[name] = [
+            ",".join("" if row[at] is None else str(row[at]) for at in order) for row in values
+        ]
+        if suffix == "parquet":
+            table = pa.table({"uit"[at]: [row[at] for row in values] for at in order})
+            pq.write_table(table, tmp_path / f"events-{name}.parquet")
+            continue
+        for at in (1, 4, 9) if name == "b" else ():
+            lines[name].insert(at, "too,few")
+        text = "\n".join([",".join("uit"[at] for at in order), *lines[name]]) + "\n"
+        (tmp_path / f"events-{name}.csv").write_text(text)
+    _prepare(tmp_path, asked=_changed("events", files=(f"events-*.{suffix}",)))
+    left = {(row["reason"], row["file"], row["number"]) for row in _left(tmp_path, "events")}
+    expected = {
+        ("malformed line" if "too" in line else "missing user", f"events-{name}.{suffix}", number)
+        for name in rows
+        for number, line in enumerate(lines[name], start=1)
+        if "too" in line or "" in line.split(",")
+    }
+    assert left == expected
 
 
 @pytest.mark.parametrize(

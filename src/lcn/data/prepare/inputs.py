@@ -22,6 +22,8 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 ITEM_KEY = "lcn item key"
 ITEMS = "item_lookup"
 """Table `item_lookup(key, items)`: what mapping expressions reach as `items.<column>`."""
+_NUMBER = 'row_number() OVER () AS "lcn number"'
+"""In the order of the files, and one thread's work: only asked for where rows are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Input:
     sql: str
     """Relation with the columns above, and `items` if joined; malformed lines are recorded."""
     sql_with_file: str
-    """The same with the column `lcn file`; malformed lines are passed over."""
+    """The same with the columns `lcn file` and `lcn number` (1, 2, ... through all files that have
+    the same header); malformed lines are passed over."""
     form: Csv
     copies: dict[str, str] = field(default_factory=dict)
     """file read in place of another, without its malformed lines -> that other"""
@@ -72,7 +75,7 @@ def open_input(engine: Engine, source: Source, label: str, place: str, base: Pat
         names = ", ".join(literal(file) for file in files)
         recording = [f"SELECT * FROM read_parquet([{names}], union_by_name = true)"]
         passing = [
-            f'SELECT * EXCLUDE (filename), filename AS "lcn file" '
+            f'SELECT * EXCLUDE (filename), filename AS "lcn file", {_NUMBER} '
             f"FROM read_parquet([{names}], union_by_name = true, filename = true)"
         ]
     sql = "(" + " UNION ALL BY NAME ".join(recording) + ")"
@@ -309,7 +312,7 @@ def _read_csv(
 
     Args:
         record: table label under which malformed lines are recorded; None passes them over and
-            adds the file name.
+            adds file names and row numbers.
         part: number of this group of files.
     """
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
@@ -331,7 +334,8 @@ def _read_csv(
             f"rejects_table = {literal(f'malformed_{record}_{part}')}",
         ]
     named = ", ".join(literal(file) for file in files)
-    return f"SELECT * FROM read_csv([{named}], {', '.join(options)})"
+    selected = f"*, {_NUMBER}" if record is None else "*"
+    return f"SELECT {selected} FROM read_csv([{named}], {', '.join(options)})"
 
 
 def _few(files: tuple[str, ...]) -> str:

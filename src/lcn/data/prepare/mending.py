@@ -27,8 +27,10 @@ class Malformed:
     """A line that was left out."""
 
     reason: str
-    line: int
-    """Counted from 1, the header included."""
+    number: int
+    """Of the record in its file: from 1, the header not counted."""
+    kept: int
+    """Readable records before it."""
     text: str
 
 
@@ -43,17 +45,19 @@ def mend(file: str, copy: Path, form: Csv, delimiter: str, width: int) -> list[M
     Raises:
         DataError: a quote is never closed.
     """
-    bad = []
+    bad, kept = list[Malformed](), 0
     with _open(file) as lines, copy.open("wb") as out:
         for line, record in _records(lines, form.quote.encode(), file):
-            reason = None
-            if not (line == 1 and form.header):
-                reason = _fault(record, form.quote, delimiter, width)
+            if line == 1 and form.header:
+                out.write(record)
+                continue
+            reason = _fault(record, form.quote, delimiter, width)
             if reason is None:
                 out.write(record)
+                kept += 1
             elif reason:
                 text = record.decode(errors="replace").rstrip("\r\n")
-                bad.append(Malformed(reason, line, text[:_SHOWN]))
+                bad.append(Malformed(reason, kept + len(bad) + 1, kept, text[:_SHOWN]))
     return bad
 
 

@@ -16,7 +16,14 @@ from lcn.data.prepare.times import Bounds, unit_hint
 from lcn.errors import DataError
 
 DUPLICATE = "duplicate"
-_SCHEMA = pa.schema([("reason", pa.string()), ("file", pa.string()), ("row", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("file", pa.string()),
+        ("number", pa.int64()),
+        ("row", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,9 @@ def count_rejected(engine: Engine, staged: Staged) -> Rejected:
 
 
 def write_rejected(engine: Engine, staged: Staged, folder: Path, base: Path) -> None:
-    """Write a table's unusable rows to `rejected/<table>.parquet`: reason, file, row (JSON).
+    """Write a table's unusable rows, as JSON, to `rejected/<table>.parquet`: what, where and why.
+
+    Rows are numbered from 1 within their file, the header not counted.
 
     Args:
         base: files below it are named relative to it.
@@ -53,7 +62,7 @@ def write_rejected(engine: Engine, staged: Staged, folder: Path, base: Path) -> 
             f"CASE WHEN starts_with(file, {start}) THEN file[length({start}) + 1:] ELSE file END"
         )
         batches = engine.stream(
-            f"SELECT reason, {named} AS file, row FROM ({_examples(staged)}) ORDER BY ALL"
+            f"SELECT reason, {named} AS file, number, row FROM ({_examples(staged)}) ORDER BY ALL"
         )
         write_table(folder / "rejected" / f"{staged.name}.parquet", _SCHEMA, batches)
 
@@ -77,10 +86,10 @@ def check_share(
     lines = []
     for reason, count in sorted(rejected.reasons.items(), key=lambda item: (-item[1], item[0])):
         example = engine.rows(
-            f"SELECT file, row FROM ({_examples(staged)}) WHERE reason = {literal(reason)} "
-            "ORDER BY ALL LIMIT 1"
+            f"SELECT file, number, row FROM ({_examples(staged)}) "
+            f"WHERE reason = {literal(reason)} ORDER BY ALL LIMIT 1"
         )
-        where = f", for example in {example[0][0]}: {example[0][1][:300]}" if example else ""
+        where = "".join(f", for example row {n} of {f}: {r[:300]}" for f, n, r in example)
         lines.append(f"{count:,} with {reason}{where}")
     hint = ""
     if isinstance(mapped, Events | Impressions) and any("time" in r for r in rejected.reasons):
@@ -103,16 +112,31 @@ def check_share(
 
 
 def _examples(staged: Staged) -> str:
-    """Return a SELECT of reason, file and row (as text) of everything left out."""
+    """Return a SELECT of reason, file, number and row (as text) of everything left out."""
     table = staged.query.table
     packed = ", ".join(f"{literal(name)}: CAST({quote(name)} AS VARCHAR)" for name in table.columns)
-    whens = "".join(
-        f"WHEN {literal(copy)} THEN {literal(file)} " for copy, file in table.copies.items()
+    extra = {
+        "lcn row": f"CAST(to_json({{{packed}}}) AS VARCHAR)",
+        "lcn file": '"lcn file"',
+        "lcn number": '"lcn number"',
+    }
+    columns = '"lcn file" AS read_file, "lcn number" AS number, "lcn row" AS row'
+    left_out = staged.query.select(columns, table.sql_with_file, extra)
+    before = (
+        'SELECT "lcn file" AS read_file, min("lcn number") - 1 AS rows_before '
+        f"FROM {table.sql_with_file} GROUP BY ALL"
     )
-    origin = f'CASE "lcn file" {whens}ELSE "lcn file" END' if whens else '"lcn file"'
-    extra = {"lcn row": f"CAST(to_json({{{packed}}}) AS VARCHAR)", "lcn origin": origin}
-    rows = staged.query.select('"lcn origin" AS file, "lcn row" AS row', table.sql_with_file, extra)
+    whens = "".join(f"WHEN {literal(c)} THEN {literal(f)} " for c, f in table.copies.items())
+    origin = f"CASE read_file {whens}ELSE read_file END" if whens else "read_file"
+    numbered = (
+        f"SELECT reason, {origin} AS file, number - rows_before AS number, row "
+        f"FROM ({left_out}) JOIN ({before}) USING (read_file) WHERE reason IS NOT NULL"
+    )
+    # A mended copy lacks the malformed lines that its file has above a row.
+    missing = (
+        f"SELECT count(*) FROM {malformed(staged)} AS m WHERE m.file = n.file AND m.kept < n.number"
+    )
     return (
-        f"SELECT reason, file, row FROM ({rows}) WHERE reason IS NOT NULL "
-        f"UNION ALL SELECT reason, file, row FROM {malformed(staged)}"
+        f"SELECT reason, file, number + ({missing}) AS number, row FROM ({numbered}) AS n "
+        f"UNION ALL SELECT reason, file, number, row FROM {malformed(staged)}"
     )

@@ -98,21 +98,25 @@ def stage(engine: Engine, query: Query, number: int) -> Staged:
             query = replace(query, table=table)
             engine.run(f"CREATE OR REPLACE TABLE {name} AS {query.select(kept, table.sql)}")
             without_malformed_lines(engine, table)
-        engine.run(f"CREATE TABLE {name}_malformed (reason VARCHAR, file VARCHAR, row VARCHAR)")
+        engine.run(
+            f"CREATE TABLE {name}_malformed "
+            "(reason VARCHAR, file VARCHAR, number BIGINT, kept BIGINT, row VARCHAR)"
+        )
         if bad:
-            columns = [[m.reason for _, m in bad], [f for f, _ in bad], [m.text for _, m in bad]]
-            engine.insert(
-                f"{name}_malformed",
-                pa.RecordBatch.from_arrays(
-                    [pa.array(c) for c in columns], ["reason", "file", "row"]
-                ),
-            )
+            columns = {
+                "reason": [m.reason for _, m in bad],
+                "file": [file for file, _ in bad],
+                "number": [m.number for _, m in bad],
+                "kept": [m.kept for _, m in bad],
+                "row": [m.text for _, m in bad],
+            }
+            engine.insert(f"{name}_malformed", pa.RecordBatch.from_pydict(columns))
         rows = engine.value(f"SELECT count(*) FROM {name}")
     return Staged(query, name, number, rows)
 
 
 def malformed(staged: Staged) -> str:
-    """Return the table of lines that could not be read: reason, file, row."""
+    """Return the table of lines that could not be read: reason, file, number, kept, row."""
     return f"{staged.name}_malformed"
 
 
