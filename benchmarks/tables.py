@@ -45,8 +45,8 @@ def parts(folder: Path) -> list[str]:
         provenance(train or read(folder / "score.jsonl")),
         section("Training, 100k items, one thread", pairs(train), TRAIN),
         section("Catalogue", pairs(read(folder / "items.jsonl")), SIZES),
-        section("Lengths of histories", pairs(read(folder / "lengths.jsonl")), SIZES),
-        section("Threads", pairs(read(folder / "threads.jsonl")), SIZES),
+        section("Lengths of histories", pairs(read(folder / "lengths.jsonl")), LENGTHS),
+        section("Threads", pairs(read(folder / "threads.jsonl")), LENGTHS),
         section("Memory, batch 2048", pairs(read(folder / "memory.jsonl")), TRAIN),
         section("Scoring candidates of one user", pairs(read(folder / "score.jsonl")), SCORE),
     ]
@@ -143,9 +143,11 @@ SIZES: list[Column] = [
     ("fast/s", value("samples_per_s")),
     ("fast/CPU s", value("samples_per_cpu_s")),
     ("speed-up", value("speedup", ".1f")),
+    ("time over the first", value("over_first_items", ".2f")),
     ("distinct items", value("unique_items", ",")),
     ("waiting", value("wait_share", ".1%")),
 ]
+LENGTHS = [column for column in SIZES if column[0] != "time over the first"]
 SCORE: list[Column] = [
     ("backbone", value("backbone", "")),
     ("N", value("n", ",")),

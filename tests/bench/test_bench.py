@@ -20,17 +20,20 @@ from lcn.cli.bench import NAMES, bench
 SMALL = Workload("lap", n=100, items=500, group=4, batch=16, width=16)
 
 
-def test_train_prints_one_record_per_variant():
-    command = "bench train --backbone lap --n 60 --items 1k --group 4 --batch 16 --seconds 0 --json"
+def test_train_prints_one_record_per_variant_and_catalogue():
+    command = "bench train --n 60 --items 1k,2k --group 4 --batch 16 --seconds 0 --json"
     done = subprocess.run(
         [sys.executable, "-m", "lcn", *command.split()], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["variant"] for each in records] == ["reference", "fast"]
+    assert [(each["items"], each["variant"]) for each in records] == [
+        (1000, "reference"), (1000, "fast"), (2000, "reference"), (2000, "fast")
+    ]  # fmt: skip
+    assert [each["over_first_items"] is None for each in records] == [True, True, False, False]
     for record in records:
         assert record.keys() == {field.name for field in fields(Record)}
-        assert (record["backbone"], record["n"], record["items"]) == ("lap", 60, 1000)
+        assert (record["backbone"], record["n"]) == ("lap", 60)
         assert (record["group"], record["threads"], record["batch"]) == (4, 1, 16)
         assert record["bound_samples_per_s"] > record["samples_per_s"] > 0
     assert records[1]["speedup"] > 0

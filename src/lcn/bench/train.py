@@ -4,7 +4,7 @@
 looked up one by one, [C, N, D] copies in every stage, dense gradients of whole tables,
 `torch.optim.Adam` over all parameters. `fast` is what
 `lcn train` does. Each variant has a process of its own, started with the same environment; the
-two take turns, step by step, so that a busy machine slows both.
+two take turns, step by step, so that a busy machine slows both. So do catalogues of several sizes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from statistics import median
@@ -51,15 +52,18 @@ class Grid:
     seconds: float = 240.0
     """For all cases together, starting up included, as far as the fewest turns allow."""
 
-    def cases(self) -> list[tuple[Workload, int]]:
-        """Every combination, with its threads."""
-        every = product(self.backbones, self.n, self.items, self.group, self.lengths, self.threads)
+    def cases(self) -> list[tuple[list[Workload], int]]:
+        """Every combination, with its threads; those that differ by their items alone together."""
+        every = product(self.backbones, self.n, self.group, self.lengths, self.threads)
         return [
             (
-                Workload(name, n, items, group, lengths, self.batch, popularity=self.popularity),
+                [
+                    Workload(name, n, items, group, lengths, self.batch, popularity=self.popularity)
+                    for items in self.items
+                ],
                 threads,
             )
-            for name, n, items, group, lengths, threads in every
+            for name, n, group, lengths, threads in every
         ]
 
 
@@ -84,6 +88,8 @@ class Record:
     """By processor time: says more than the clock on a shared machine."""
     speedup: float | None
     """Of the fast variant over the padded one: median over neighbouring turns."""
+    over_first_items: float | None
+    """Time over that of this variant with the first catalogue: median over neighbouring turns."""
     over_bound: float
     """Time by the clock over the time of the ideal bound."""
     reachable_samples_per_s: float
@@ -165,50 +171,73 @@ def run(grid: Grid, tell: Callable[[str], None] = lambda text: None) -> Iterator
     cases = grid.cases()
     machines: dict[tuple[int, int], Machine] = {}
     end = time.monotonic() + grid.seconds
-    for number, (work, threads) in enumerate(cases):
+    for number, (works, threads) in enumerate(cases):
+        work = works[0]
         size = threads, work.group
         if size not in machines:
             tell(f"measuring the machine with {threads} thread(s), g={work.group}")
             machines[size] = measure(threads, work.group)
+        items = ", ".join(f"{each.items:,}" for each in works)
         tell(
-            f"{number + 1}/{len(cases)} {work.backbone} N={work.n} items={work.items} "
+            f"{number + 1}/{len(cases)} {work.backbone} N={work.n} items={items} "
             f"g={work.group} {work.lengths} threads={threads}"
         )
         left = (end - time.monotonic()) / (len(cases) - number)
-        yield run_case(work, threads, machines[size], grid, time.monotonic() + left)
+        yield run_case(works, threads, machines[size], grid, time.monotonic() + left)
 
 
 def run_case(
-    work: Workload, threads: int, machine: Machine, grid: Grid, until: float
+    works: Sequence[Workload], threads: int, machine: Machine, grid: Grid, until: float
 ) -> list[Record]:
-    """One case: both variants in turns until time is over."""
-    workers = []
-    try:
-        for variant in grid.variants:
-            fits = work if variant == "fast" else replace(work, batch=_padded_batch(work))
-            workers.append(Worker(Spec(fits, variant, threads)))
+    """One case: both variants, with each catalogue, in turns until time is over."""
+    with ExitStack() as processes:
+        workers = [
+            processes.enter_context(
+                Worker(
+                    Spec(
+                        work if variant == "fast" else replace(work, batch=_padded_batch(work)),
+                        variant,
+                        threads,
+                    )
+                )
+            )
+            for work in works
+            for variant in grid.variants
+        ]
         turns = _take_turns(workers, grid.steps, until)
-        speedup = _speedup(workers, turns)
-        return [_record(worker, turns[worker.spec.variant], machine, speedup) for worker in workers]
-    finally:
+        padded = {w.spec.work.items: w for w in workers if w.spec.variant == "reference"}
+        first = {w.spec.variant: w for w in reversed(workers)}
+        records = []
         for worker in workers:
-            worker.__exit__(None, None, None)
+            spec = worker.spec
+            slow = padded.get(spec.work.items) if spec.variant == "fast" else None
+            small = first[spec.variant]
+            records.append(
+                _record(
+                    worker,
+                    turns[worker],
+                    machine,
+                    speedup=slow and _ratio(slow, worker, turns),
+                    over_first=None if small is worker else _ratio(worker, small, turns),
+                )
+            )
+        return records
 
 
-def _take_turns(
-    workers: Sequence[Worker], steps: int, until: float
-) -> dict[Variant, list[list[dict[str, float]]]]:
-    turns: dict[Variant, list[list[dict[str, float]]]] = {
-        worker.spec.variant: [] for worker in workers
-    }
+Turns = dict["Worker", list[list[dict[str, float]]]]
+"""Of each process, its turns, each of some steps."""
+
+
+def _take_turns(workers: Sequence[Worker], steps: int, until: float) -> Turns:
+    turns: Turns = {worker: [] for worker in workers}
     for worker in workers:
         worker.ask("step")  # the first step makes optimiser state
     fewest, most = ROUNDS
-    while len(turns[workers[0].spec.variant]) < most:
+    for number in range(1, most + 1):
         for worker in workers:
             count = steps if worker.spec.variant == "fast" else 1
-            turns[worker.spec.variant].append([worker.ask("step") for _ in range(count)])
-        if time.monotonic() > until and len(turns[workers[0].spec.variant]) >= fewest:
+            turns[worker].append([worker.ask("step") for _ in range(count)])
+        if number >= fewest and time.monotonic() > until:
             break
     return turns
 
@@ -217,20 +246,19 @@ def _per_sample(worker: Worker, turn: list[dict[str, float]], clock: str = "seco
     return median(step[clock] for step in turn) / worker.spec.work.batch
 
 
-def _speedup(
-    workers: Sequence[Worker], turns: dict[Variant, list[list[dict[str, float]]]]
-) -> float | None:
-    by = {worker.spec.variant: worker for worker in workers}
-    if len(by) < 2:
-        return None
-    pairs = zip(turns["reference"], turns["fast"], strict=True)
-    return median(
-        _per_sample(by["reference"], slow) / _per_sample(by["fast"], fast) for slow, fast in pairs
-    )
+def _ratio(slow: Worker, fast: Worker, turns: Turns) -> float:
+    """A sample's time in one process over that in another: median over neighbouring turns."""
+    pairs = zip(turns[slow], turns[fast], strict=True)
+    return median(_per_sample(slow, one) / _per_sample(fast, other) for one, other in pairs)
 
 
 def _record(
-    worker: Worker, turns: list[list[dict[str, float]]], machine: Machine, speedup: float | None
+    worker: Worker,
+    turns: list[list[dict[str, float]]],
+    machine: Machine,
+    *,
+    speedup: float | None,
+    over_first: float | None,
 ) -> Record:
     work, facts, variant = worker.spec.work, worker.facts, worker.spec.variant
     peak = worker.ask("memory")["peak_mib"]
@@ -252,7 +280,8 @@ def _record(
         lengths=work.lengths,
         batch=work.batch,
         samples_per_cpu_s=1 / median(_per_sample(worker, turn, "cpu_seconds") for turn in turns),
-        speedup=speedup if variant == "fast" else None,
+        speedup=speedup,
+        over_first_items=over_first,
         over_bound=bound / speed,
         reachable_samples_per_s=reachable,
         over_reachable=reachable / speed,

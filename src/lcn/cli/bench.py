@@ -267,19 +267,20 @@ def _tell(text: str) -> None:
 
 def _train_table(records: Sequence[Record]) -> Table:
     table = Table("backbone", "variant", "lengths", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    names = ("N", "items", "g", "thr", "batch", "samples/s", "per CPU s", "speed-up", "MiB",
-             "GFLOP", "GiB", "ideal/s", "over", "reach/s", "over", "wait")  # fmt: skip
+    names = ("N", "items", "g", "thr", "batch", "samples/s", "per CPU s", "speed-up", "first",
+             "MiB", "GFLOP", "GiB", "ideal/s", "over", "reach/s", "over", "wait")  # fmt: skip
     for name in names:
         table.add_column(name, justify="right")
     for r in records:
         size = (f"{r.n}", f"{r.items}", f"{r.group}", f"{r.threads}", f"{r.batch}")
         speed = (f"{r.samples_per_s:,.0f}", f"{r.samples_per_cpu_s:,.0f}")
         ratio = "-" if r.speedup is None else f"{r.speedup:.1f}x"
+        first = "-" if r.over_first_items is None else f"{r.over_first_items:.2f}x"
         peak = "-" if r.peak_mib is None else f"{r.peak_mib:,.0f}"
         need = (f"{r.gflop:.2f}", f"{r.gib:.2f}", f"{r.bound_samples_per_s:,.0f}")
         wait = "-" if r.wait_share is None else f"{100 * r.wait_share:.1f} %"
         table.add_row(
-            r.backbone, r.variant, r.lengths, *size, *speed, ratio, peak, *need,
+            r.backbone, r.variant, r.lengths, *size, *speed, ratio, first, peak, *need,
             f"{r.over_bound:.1f}x", f"{r.reachable_samples_per_s:,.0f}",
             f"{r.over_reachable:.1f}x", wait,
         )  # fmt: skip
@@ -294,6 +295,7 @@ def _say_training(first: Record) -> None:
         f"with {first.threads} thread(s): {first.matrix_gflop_per_s:.0f} GFLOP/s in a matrix "
         f"product, {first.piece_gflop_per_s:.0f} in pieces of 64 rows and g={first.group} columns, "
         f"{first.read_gib_per_s:.1f} GiB/s reading; load {first.load:.1f}.\n"
+        "first: time over that with the first number of items, in turns. "
         "MiB: peak above the idle process. ideal: needed operations and bytes at the rates of "
         "large products and of reading, whichever takes longer. reach: all parts one after the "
         "other, each at the rate of its size. over: our time as a multiple of each."
