@@ -6,7 +6,7 @@ Shapes: K runs of different seeds, R resamples, M metrics.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,8 @@ class Spread:
     """Standard error."""
     p_value_M: Float64
     """Two-sided, of the hypothesis that the estimate's true value is 0."""
+    freedom_M: Float64
+    """Student's degrees of freedom; infinite where users alone were resampled."""
 
 
 def bootstrap(
@@ -106,7 +108,8 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
         error_M[m] = known_R.std(ddof=1)
         side = min(int((known_R <= 0).sum()), int((known_R >= 0).sum()))
         p_value_M[m] = min(1.0, 2 * (side + 1) / (len(known_R) + 1))
-    return Spread(estimate_M, low_M, high_M, error_M, p_value_M)
+    freedom_M = np.full(len(estimate_M), np.inf)
+    return Spread(estimate_M, low_M, high_M, error_M, p_value_M, freedom_M)
 
 
 def spread_over_seeds(
@@ -146,15 +149,15 @@ def spread_over_seeds(
         if len(known_R) > 1:
             variance_M[m] = known_R.var(ddof=1)
     of_seeds_M = np.minimum(estimate_KM.var(axis=0, ddof=1) / seeds, variance_M)
-    low_M, high_M, p_value_M = (np.full(metrics, np.nan) for _ in range(3))
+    low_M, high_M, p_value_M, freedom_M = (np.full(metrics, np.nan) for _ in range(4))
     for m in np.flatnonzero(~np.isnan(variance_M + estimate_M)):
-        freedom = _freedom(variance_M[m], of_seeds_M[m], seeds, users)
+        freedom_M[m] = _freedom(variance_M[m], of_seeds_M[m], seeds, users)
         error = math.sqrt(variance_M[m])
-        student = Student(freedom)
+        student = Student(freedom_M[m])
         half = student.quantile((1 + level) / 2) * error
         low_M[m], high_M[m] = estimate_M[m] - half, estimate_M[m] + half
         p_value_M[m] = student.two_sided(abs(estimate_M[m]) / error) if error else 1.0
-    return Spread(estimate_M, low_M, high_M, np.sqrt(variance_M), p_value_M)
+    return Spread(estimate_M, low_M, high_M, np.sqrt(variance_M), p_value_M, freedom_M)
 
 
 def reflect_ece(spread: Spread) -> Spread:
@@ -163,7 +166,7 @@ def reflect_ece(spread: Spread) -> Spread:
     e, centre = _ECE, spread.estimate_M[_ECE]
     low_M[e] = min(centre, max(0.0, 2 * centre - spread.high_M[e]))
     high_M[e] = max(centre, 2 * centre - spread.low_M[e])
-    return Spread(spread.estimate_M, low_M, high_M, spread.error_M, spread.p_value_M)
+    return replace(spread, low_M=low_M, high_M=high_M)
 
 
 def intervals_of(spread: Spread, level: float, resamples: int, users: int) -> Intervals:

@@ -38,6 +38,8 @@ class Difference:
     standard_error: float
     p_value: float
     """Two-sided, of the hypothesis of no difference; not corrected for many comparisons."""
+    freedom: float
+    """Student's degrees of freedom; infinite for one seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,7 @@ def _differences(estimate_2M: Float64, spread: Spread) -> dict[str, Difference]:
         spread.high_M,
         spread.error_M,
         spread.p_value_M,
+        spread.freedom_M,
     )
     return {
         name: Difference(*(float(column_M[m]) for column_M in columns))

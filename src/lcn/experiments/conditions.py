@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from lcn.data.sources.synthetic_config import SyntheticConfig
 from lcn.evaluate.compare import Difference
 from lcn.evaluate.metrics import auc
 from lcn.evaluate.tables import plain
+from lcn.experiments.claims import Claimed, Gap, between_logs, settle
 from lcn.experiments.facts import read_facts
 from lcn.experiments.measure import Measured, measure
 from lcn.experiments.planted import planted_config, planted_dataset
@@ -24,7 +26,6 @@ from lcn.experiments.record import (
     Line,
     Panel,
     TablePanel,
-    Verdict,
     number_cell,
 )
 from lcn.experiments.rows import NONE, Claim, Row, Sizes, Table
@@ -117,7 +118,7 @@ def run(
             + ". Gains are AUC minus that of the same model without a lifelong part."
         ),
         panels=tuple(_panels(points)),
-        verdicts=tuple(_verdict(points, dial) for dial in DIALS),
+        verdicts=settle([_claimed(points, dial) for dial in DIALS]),
         data=plain({"points": [_tree(point) for point in points]}),
     )
 
@@ -192,22 +193,18 @@ def _panels(points: Sequence[Point]) -> Iterator[Panel]:
     )
 
 
-def _verdict(points: Sequence[Point], dial: str) -> Verdict:
+def _claimed(points: Sequence[Point], dial: str) -> Claimed:
     """Does the pyramid's gain move with the dial as it should?"""
     rising = {"rho": True, "source_events": True, "noise_share": False, "target_events": False}
     ends = [point for point in points if point.dial == dial and LAP in point.gains]
     word = "rises" if rising[dial] else "falls"
     claim = f"the gain of LAP {word} with {TITLES[dial]}"
     if len(ends) < 2:
-        return Verdict(claim=claim, holding="open", evidence="not trained")
+        return Claimed(claim, Gap(*[math.nan] * 4), "not trained")
     first, last = ends[0].gains[LAP], ends[-1].gains[LAP]
-    low, high = (last, first) if not rising[dial] else (first, last)
-    # Two logs are independent, so their errors add.
-    gap = high.difference - low.difference
-    error = 1.96 * float(np.hypot(high.standard_error, low.standard_error))
-    holding = "holds" if gap > error else "does not hold" if gap < -error else "open"
+    gap = between_logs(first, last) if rising[dial] else between_logs(last, first)
     evidence = (
         f"{ends[0].value:g}: {first.difference:+.4f}, {ends[-1].value:g}: {last.difference:+.4f}; "
-        f"difference {last.difference - first.difference:+.4f} ± {error:.4f}"
+        f"{word} by {gap.estimate:.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
     )
-    return Verdict(claim=claim, holding=holding, evidence=evidence)
+    return Claimed(claim, gap, evidence)

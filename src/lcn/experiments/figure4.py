@@ -16,6 +16,7 @@ from lcn.data.dataset import Dataset
 from lcn.data.names import Names
 from lcn.errors import ConfigError, DataError
 from lcn.evaluate.tables import plain
+from lcn.experiments.claims import Claimed, over_seeds_gap, settle
 from lcn.experiments.clusters import measure_clusters, purity, unit_rows
 from lcn.experiments.facts import category_field
 from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
@@ -197,13 +198,6 @@ def _verdicts(over: dict[str, dict[str, OverSeeds]]) -> tuple[Verdict, ...]:
             continue
         pairs = zip(with_crp.values, over[WITHOUT][key].values, strict=True)
         gap = over_seeds([a - b for a, b in pairs])
-        holding = "holds" if gap.low > 0 else "does not hold" if gap.high < 0 else "open"
-        found.append(
-            Verdict(
-                claim=f"CRP raises {key}",
-                holding=holding,
-                evidence=f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] over "
-                f"{len(gap.values)} seeds",
-            )
-        )
-    return tuple(found)
+        evidence = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] over {len(gap.values)} seeds"
+        found.append(Claimed(f"CRP raises {key}", over_seeds_gap(gap), evidence))
+    return settle(found)

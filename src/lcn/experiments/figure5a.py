@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lcn.evaluate.readings import ConsistencyRow, consistency_rows
 from lcn.evaluate.tables import plain
+from lcn.experiments.claims import Claimed, over_seeds_gap, settle
 from lcn.experiments.figures import (
     OverSeeds,
     exact_set,
@@ -129,9 +130,8 @@ def _verdicts(values: dict[str, OverSeeds]) -> tuple[Verdict, ...]:
         one, two = values[other], values[reference]
         differences = [a - b for a, b in zip(one.values, two.values, strict=True)]
         gap = over_seeds(differences)
-        holding = "holds" if gap.low > 0 else "does not hold" if gap.high < 0 else "open"
         evidence = f"{one.mean:.3f} against {two.mean:.3f}; difference {gap.mean:+.3f}"
         if gap.low == gap.low:
             evidence += f" [{gap.low:+.3f}, {gap.high:+.3f}] over {len(differences)} seeds"
-        found.append(Verdict(claim=claim, holding=holding, evidence=evidence))
-    return tuple(found)
+        found.append(Claimed(claim, over_seeds_gap(gap), evidence))
+    return settle(found)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lcn.evaluate.consistency import sweep_k1
 from lcn.evaluate.tables import plain
+from lcn.experiments.claims import Claimed, over_seeds_gap, settle
 from lcn.experiments.figures import exact_set, open_runs, over_seeds, rows_of_table5, seeds_cell
-from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel, Verdict
+from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel
 from lcn.experiments.rows import Sizes
 from lcn.experiments.runner import Bench, Told, Workers, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
@@ -68,7 +69,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
                 note="Mean and 95 % interval over seeds.",
             ),
         ),
-        verdicts=tuple(_verdict(name, seeds) for name, seeds in found.items()),
+        verdicts=settle([_claimed(name, seeds) for name, seeds in found.items()]),
         rows=tuple(row_record(bench, each) for each in fitted),
         data=plain({"k1": sizes, "consistency": found}),
     )  # fmt: skip
@@ -80,13 +81,11 @@ def bench_longest(bench: Bench, sizes: tuple[int, ...]) -> int:
     return max(int(settings.get("batch.lifelong", 500)), *sizes)
 
 
-def _verdict(name: str, seeds: list[list[float]]) -> Verdict:
+def _claimed(name: str, seeds: list[list[float]]) -> Claimed:
     """Rising from the smallest K1 to all rows?"""
     gap = over_seeds([seed[-1] - seed[0] for seed in seeds])
-    holding = "holds" if gap.low > 0 else "does not hold" if gap.high < 0 else "open"
-    return Verdict(
-        claim=f"consistency of {name} rises with K1",
-        holding=holding,
-        evidence=f"all rows minus the smallest K1: {gap.mean:+.3f} "
-        f"[{gap.low:+.3f}, {gap.high:+.3f}]",
+    return Claimed(
+        f"consistency of {name} rises with K1",
+        over_seeds_gap(gap),
+        f"all rows minus the smallest K1: {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
     )

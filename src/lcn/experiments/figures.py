@@ -24,6 +24,8 @@ class OverSeeds:
     mean: float
     low: float
     high: float
+    p_value: float
+    """Two-sided, of the hypothesis that the mean is 0."""
     values: tuple[float, ...]
 
 
@@ -32,10 +34,12 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
     value_K = np.asarray(values, np.float64)
     mean = float(value_K.mean()) if len(value_K) else math.nan
     if len(value_K) < 2 or math.isnan(mean):
-        return OverSeeds(mean, math.nan, math.nan, tuple(value_K.tolist()))
+        return OverSeeds(mean, math.nan, math.nan, math.nan, tuple(value_K.tolist()))
     error = float(value_K.std(ddof=1)) / math.sqrt(len(value_K))
-    half = Student(len(value_K) - 1).quantile((1 + level) / 2) * error
-    return OverSeeds(mean, mean - half, mean + half, tuple(value_K.tolist()))
+    student = Student(len(value_K) - 1)
+    half = student.quantile((1 + level) / 2) * error
+    p_value = student.two_sided(abs(mean) / error) if error else float(mean == 0)
+    return OverSeeds(mean, mean - half, mean + half, p_value, tuple(value_K.tolist()))
 
 
 def seeds_cell(found: OverSeeds, decimals: int = 3) -> Cell:

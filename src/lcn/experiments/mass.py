@@ -19,8 +19,9 @@ from lcn.backbones.lap import Lap
 from lcn.data.loader import load_batches
 from lcn.evaluate.consistency import eligible
 from lcn.evaluate.tables import plain
-from lcn.experiments.figures import open_runs, over_seeds, rows_of_table5, seeds_cell
-from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel, Verdict
+from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
+from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel
 from lcn.experiments.runner import Bench, Told, Workers, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
@@ -76,7 +77,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
                 note="Mean and 95 % interval over seeds.",
             ),
         ),
-        verdicts=tuple(_verdict(name, claimed[name].mean) for name in curves),
+        verdicts=settle([_claimed(name, each) for name, each in claimed.items()]),
         rows=tuple(row_record(bench, each) for each in fitted),
         data=plain({name: np.mean(each, axis=0).tolist() for name, each in curves.items()}),
     )  # fmt: skip
@@ -130,10 +131,11 @@ def _share_for(curve_G: NDArray[np.float64], mass: float) -> float:
     return float(np.interp(mass, curve_G, SHARES)) if len(curve_G) else math.nan
 
 
-def _verdict(name: str, mass: float) -> Verdict:
-    holding = "holds" if mass >= CLAIMED_MASS else "does not hold"
-    return Verdict(
-        claim=f"90 % of the attention lies on 20 % of the events ({name})",
-        holding=holding,
-        evidence=f"{mass:.1%} of the mass on the strongest 20 %",
+def _claimed(name: str, mass: OverSeeds) -> Claimed:
+    gap = over_seeds([value - CLAIMED_MASS for value in mass.values])
+    return Claimed(
+        f"90 % of the attention lies on 20 % of the events ({name})",
+        over_seeds_gap(gap),
+        f"{mass.mean:.1%} [{mass.low:.1%}, {mass.high:.1%}] of the mass on the strongest 20 %, "
+        f"{len(mass.values)} seeds",
     )

@@ -16,6 +16,7 @@ import numpy as np
 from lcn.data.dataset import open_dataset
 from lcn.evaluate.compare import Difference
 from lcn.evaluate.tables import plain
+from lcn.experiments.claims import Claimed, between_logs, settle
 from lcn.experiments.measure import Measured, measure
 from lcn.experiments.planted import planted_config, planted_dataset
 from lcn.experiments.record import (
@@ -167,20 +168,19 @@ def _shared(options: Options, root: Path, workers: Workers, say: Told | None) ->
             if each
         ),
     )
-    verdicts = []
+    claims_made = []
     for name, each in gains.items():
         if len(each) < 2:
             continue
         first, last = each[0][1], each[-1][1]
-        gap = last.difference - first.difference
-        error = 1.96 * float(np.hypot(first.standard_error, last.standard_error))
-        holding = "holds" if gap > error else "does not hold" if gap < -error else "open"
-        verdicts.append(
-            Verdict(
-                claim=f"shared items raise {name}",
-                holding=holding,
-                evidence=f"{each[0][0]:.0%}: {first.difference:+.4f}, {each[-1][0]:.0%}: "
-                f"{last.difference:+.4f}; difference {gap:+.4f} ± {error:.4f}",
+        gap = between_logs(first, last)
+        claims_made.append(
+            Claimed(
+                f"shared items raise {name}",
+                gap,
+                f"{each[0][0]:.0%}: {first.difference:+.4f}, {each[-1][0]:.0%}: "
+                f"{last.difference:+.4f}; difference {gap.estimate:+.4f} "
+                f"[{gap.low:+.4f}, {gap.high:+.4f}]",
             )
         )
     data = {
@@ -191,7 +191,7 @@ def _shared(options: Options, root: Path, workers: Workers, say: Told | None) ->
     return Finding(
         title="Items in both domains",
         panels=(panel,),
-        verdicts=tuple(verdicts),
+        verdicts=settle(claims_made),
         data=plain(data),
     )
 

@@ -9,6 +9,7 @@ from lcn.evaluate.bootstrap import Interval
 from lcn.evaluate.compare import Difference
 from lcn.evaluate.tables import TITLES, interval_text, p_value_text, plain, seeds_text
 from lcn.experiments import table1, table2, table3, table4, table5
+from lcn.experiments.claims import holding
 from lcn.experiments.measure import METRICS, Compared, Measured, measure
 from lcn.experiments.record import (
     Bar,
@@ -84,11 +85,9 @@ def judge(difference: Difference, metric: Metric, p_value: float, level: float =
     It holds (or does not) when the interval leaves out 0 and the corrected p-value agrees; open
     otherwise.
     """
-    if math.isnan(difference.low) or not p_value <= 1 - level:
-        return "open"
-    good = difference.low > 0 if metric in _RISING else difference.high < 0
-    bad = difference.high < 0 if metric in _RISING else difference.low > 0
-    return "holds" if good else "does not hold" if bad else "open"
+    if metric in _RISING:
+        return holding(difference.low, difference.high, p_value, level)
+    return holding(-difference.high, -difference.low, p_value, level)
 
 
 def _verdict(compared: Compared) -> Verdict:
