@@ -79,13 +79,24 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     node: Any = tree
     for name in parents:
-        node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+        if isinstance(node, list):
+            node = node[_place(node, name, override)]
+        else:
+            node = node.setdefault(name, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"override {override!r}: {name!r} is a value, not a group")
     if isinstance(node, list):
-        node[int(leaf)] = value
+        node[_place(node, leaf, override)] = value
     else:
         node[leaf] = value
+
+
+def _place(items: list[Any], name: str, override: str) -> int:
+    """The position in a list that a part of an override's key names."""
+    if not name.isdecimal() or int(name) >= len(items):
+        known = f"0 to {len(items) - 1}" if items else "none: the list is empty"
+        raise ConfigError(f"override {override!r}: {name!r} is no place in the list ({known})")
+    return int(name)
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:

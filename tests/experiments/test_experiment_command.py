@@ -37,6 +37,20 @@ def test_k1_without_k2(tmp_path):
     assert result.exit_code == 2 and "together" in result.output
 
 
+def test_what_tables_set_by_row_is_no_setting_of_all(tmp_path):
+    given = ["experiment", "table1", str(tmp_path), "--set", "model.backbone.k1=7"]
+    result = CliRunner().invoke(cli, given)
+    assert result.exit_code == 2 and "use --k1 and --k2" in result.output
+
+
+def test_rows_are_those_of_tables(tmp_path):
+    given = ["experiment", "figure5b", str(tmp_path), "--rows", "NO SUCH ROW"]
+    result = CliRunner().invoke(cli, given)
+    assert result.exit_code != 0 and "figure5b takes none" in str(
+        result.output + str(result.exception)
+    )
+
+
 def test_a_table_from_the_command_line(little, tmp_path, monkeypatch):
     monkeypatch.setattr("lcn.experiments.runner.Workers", lambda jobs: InProcess())
     settings = [part for each in TINY for part in ("--set", each)]

@@ -18,6 +18,7 @@ from lcn.experiments.record import (
     ForestPanel,
     Line,
     Origin,
+    RowRecord,
     ScatterPanel,
     TablePanel,
     Verdict,
@@ -25,6 +26,7 @@ from lcn.experiments.record import (
     save_record,
 )
 from lcn.experiments.report import page_name, read_records, render_markdown, render_site
+from lcn.experiments.run import keep_fullest
 
 
 def origin(**more) -> Origin:
@@ -139,6 +141,29 @@ def test_quick_looks_count_only_when_asked(store):
     assert "Not a result" in render_markdown(both[0] if both[0].origin.quick else both[1])
     with pytest.raises(DataError, match="no findings"):
         read_records(store / "nothing")
+
+
+def test_the_newest_finding_of_a_dataset_counts(store):
+    newer = origin(fingerprint="f01", date=datetime(2026, 1, 3, tzinfo=UTC))
+    save_record(store / "toy-f01" / "records" / "table5.json", record(origin=newer))
+    save_record(store / "toy-a00" / "records" / "table5.json", record(origin=origin(seconds=1.0)))
+    (found,) = read_records(store)
+    assert found.origin.fingerprint == "f01"
+
+
+def _row(runs: int) -> RowRecord:
+    named = tuple(f"run{number}" for number in range(runs))
+    return RowRecord(name="x", recipe="lap", overrides=(), chosen=(), trials=(), runs=named)
+
+
+def test_a_finding_of_fewer_runs_does_not_replace_a_fuller_one(tmp_path):
+    path, told = tmp_path / "table5.json", []
+    assert not keep_fullest(path, record(rows=(_row(0),)), told.append)
+    assert not path.exists() and not told
+    assert keep_fullest(path, record(rows=(_row(3), _row(3))), told.append)
+    assert not keep_fullest(path, record(rows=(_row(3),)), told.append)
+    assert len(load_record(path).rows) == 2 and "these are 3 runs" in told[0]
+    assert keep_fullest(path, record(rows=(_row(5), _row(5))), told.append)
 
 
 def test_the_command_writes_the_site(store, tmp_path):

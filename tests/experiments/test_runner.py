@@ -162,6 +162,16 @@ def test_a_row_that_cannot_run_says_why_and_others_go_on(little, tmp_path, worke
     assert len(fitted[1].runs) == 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("objectives.0.weight=1", "none: the list is empty"), ("objectives.weight=1", "no place")],
+)
+def test_a_setting_of_an_objective_that_a_row_lacks(little, tmp_path, workers, setting, said):
+    bench = bench_of(little, tmp_path, extra=(setting,))
+    (fitted,) = fit_rows(bench, [NONE], workers=workers, say=quiet)
+    assert fitted.runs == () and said in fitted.error
+
+
 def test_a_row_without_its_data_says_why(little, tmp_path, workers):
     hard = Row("hard", "sim_hard", ("model.backbone.key=brand",))
     fitted = fit_rows(bench_of(little, tmp_path), [hard], workers=workers, say=quiet)
@@ -189,9 +199,32 @@ def test_trials_turn_shared_knobs_alike_and_cover_their_values():
     for each in BASE_KNOBS:
         turns = [[o for o in trial if o in sum(each.values, ())] for trial in plain[1:]]
         counts = [sum(turn == list(value) for turn in turns) for value in each.values]
-        assert max(counts) - min(counts) <= 1
+        assert max(counts) - min(counts) <= 2  # no trial is made twice
     assert plan_trials(LAP, 7, 0) != plan_trials(LAP, 7, 1)
     assert plan_trials(LAP, 1, 0) == ((),)
+
+
+@pytest.mark.parametrize(("trials", "extra"), [(12, ()), (6, ("model.embedding.std=0.2",))])
+def test_rows_without_knobs_of_their_own_try_as_much(little, tmp_path, trials, extra):
+    bench = bench_of(little, tmp_path, trials=trials, extra=extra)
+    for row in (LAP, NONE, Row("x", "lap_crp", (), CRP_KNOBS)):
+        overrides = plan_trials(
+            row,
+            trials,
+            0,
+            fixed={each.partition("=")[0] for each in extra},
+            changes=lambda given, row=row: bench.resolve(row, *given) != bench.resolve(row),
+        )
+        configs = [bench.resolve(row, *each) for each in overrides]
+        assert len({each.model_dump_json() for each in configs}) == trials
+        assert all(config.model.embedding.std == 0.2 for config in configs) or not extra
+
+
+def test_more_trials_than_there_are_settings_are_refused():
+    with pytest.raises(ConfigError, match=r"13 settings to try.*give --trials 13 or fewer"):
+        plan_trials(LAP, 14, 0)
+    with pytest.raises(ConfigError, match="there are 7 settings"):
+        plan_trials(LAP, 8, 0, fixed={"model.embedding.std"})
 
 
 def test_choosing():

@@ -111,6 +111,13 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
     k1, k2 = given["k1"], given["k2"]
     if (k1 is None) != (k2 is None):
         raise click.UsageError("give --k1 and --k2 together")
+    for setting in given["settings"]:
+        if setting.partition("=")[0] in (
+            "model.backbone.k1",
+            "model.backbone.k2",
+            "model.backbone.keep",
+        ):
+            raise click.UsageError(f"--set {setting}: tables set it by row; use --k1 and --k2")
     options = Options(
         seeds=given["seeds"],
         trials=given["trials"],

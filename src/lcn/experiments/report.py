@@ -99,8 +99,16 @@ def read_records(store: Path, *, quick: bool = False) -> list[ExperimentRecord]:
         raise DataError(
             f"{store} holds no findings yet; run `lcn experiment table5 DATASET` first{hint}"
         )
-    order = list(EXPERIMENTS)
-    return sorted(kept, key=lambda each: (each.origin.dataset, order.index(each.experiment)))
+    # A dataset that was prepared again has a store of its own; its newest finding counts.
+    newest = {
+        (each.origin.dataset, each.experiment, each.origin.quick): each
+        for each in sorted(kept, key=lambda each: each.origin.date)
+    }
+    order = {name: place for place, name in enumerate(EXPERIMENTS)}
+    return sorted(
+        newest.values(),
+        key=lambda each: (each.origin.dataset, order.get(each.experiment, len(order))),
+    )
 
 
 def page_name(record: ExperimentRecord) -> str:
@@ -143,6 +151,16 @@ def render_verdicts(records: Sequence[ExperimentRecord]) -> str:
             for record, one in _verdicts(records)
         ],
     )  # fmt: skip
+    lines += ["## What was run", ""]
+    lines += _markdown_table(
+        ("page", "dataset", "rows", "seeds", "settings tried per row"),
+        [
+            (f"[{record.experiment}]({page_name(record)}.md)", record.origin.dataset,
+             str(sum(1 for row in record.rows if row.runs) or "-"),
+             str(len(record.origin.seeds)), str(record.origin.trials))
+            for record in records
+        ],
+    )  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -166,8 +184,8 @@ def render_site(records: Sequence[ExperimentRecord]) -> str:
     return environment.get_template("site.html").render(
         title=TITLE,
         summary=(
-            "Every row of a table tries as many settings as any other, judged by validation; "
-            "several seeds, intervals over users and seeds. The paper's own "
+            "Every row of a table tries as many settings as any other (how many, stands with "
+            "each), judged by validation; intervals over users and seeds. The paper's own "
             "numbers are quoted beside ours; its data is not open."
         ),
         counts=_counted(records),

@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from rich.console import Console
+
 from lcn import __version__
 from lcn.data.dataset import open_dataset
-from lcn.errors import ConfigError, nearest
+from lcn.errors import ConfigError, DataError, nearest
 from lcn.experiments.names import EXPERIMENTS, FIGURES, GENERATED, TABLES
-from lcn.experiments.record import ExperimentRecord, Origin, save_record
+from lcn.experiments.record import ExperimentRecord, Origin, load_record, save_record
 from lcn.experiments.runner import Bench, Told, Workers, open_bench, own_workers
 from lcn.experiments.settings import QUICK, QUICK_STEPS, QUICK_USERS, Options, merged
 from lcn.experiments.store import Done, read_done
 from lcn.experiments.subset import take_users
 from lcn.experiments.tables import run_table
 from lcn.experiments.work import Finding
+from lcn.schema import Manifest
 from lcn.train.record import commit, processor
 
 ROOT = Path("runs/experiments")
@@ -64,6 +67,8 @@ def run_experiments(
                 f"experiment {name} needs the folder of a prepared dataset; make one with "
                 "`lcn prepare SOURCE FOLDER`"
             )
+        if options.rows and name not in TABLES:
+            raise ConfigError(f"--rows chooses rows of a table; {name} takes none")
     options = quick(options) if options.quick else options
     records = []
     with own_workers(None, options.jobs) as workers:
@@ -116,8 +121,44 @@ def _recorded(
     started = time.monotonic()
     finding = experiment_of(name)(bench, workers, say)
     record = with_origin(name, finding, bench, call, time.monotonic() - started)
-    save_record(bench.store.record_path(_file_name(name, bench.options)), record)
+    if record.rows and not _runs(record) and not bench.options.finished:
+        reason = next((row.error for row in record.rows if row.error), "no row was trained")
+        raise ConfigError(f"{name} on {bench.name}: no row could be trained: {reason}")
+    keep_fullest(bench.store.record_path(_file_name(name, bench.options)), record, say)
     return record
+
+
+def keep_fullest(path: Path, record: ExperimentRecord, say: Told | None = None) -> bool:
+    """Save a record, unless it shows fewer runs than the one that is there, or none at all.
+
+    A look at one row, or at what is finished, is shown but does not take a whole table's place.
+
+    Returns:
+        Whether it was saved.
+    """
+    before = _saved_runs(path)
+    now = _runs(record)
+    if not record.rows or now >= max(before, 1):
+        save_record(path, record)
+        return True
+    if before:
+        note = (
+            f"not saved: these are {now} runs, and the finding in {path} shows {before}; it stays "
+            "(remove the file to replace it)"
+        )
+        (say or Console(stderr=True, soft_wrap=True).print)(note)
+    return False
+
+
+def _runs(record: ExperimentRecord) -> int:
+    return sum(len(row.runs) for row in record.rows)
+
+
+def _saved_runs(path: Path) -> int:
+    try:
+        return _runs(load_record(path)) if path.exists() else 0
+    except DataError:
+        return 0
 
 
 def _generated(  # the two experiments that make their own logs
@@ -135,8 +176,25 @@ def _generated(  # the two experiments that make their own logs
     module = {"conditions": conditions, "questions": questions}[name]
     finding = module.run(datasets, options, root, workers, say)
     record = with_origin(name, finding, None, call, time.monotonic() - started, options)
-    save_record(root / "planted" / "records" / f"{_file_name(name, options)}.json", record)
+    asked = [open_dataset(dataset).manifest for dataset in datasets] if name == "questions" else []
+    if asked:
+        record = record.model_copy(update={"origin": _beside(record.origin, asked, options)})
+    file = "-".join([_file_name(name, options), *(manifest.name for manifest in asked)])
+    keep_fullest(root / "planted" / "records" / f"{file}.json", record, say)
     return record
+
+
+def _beside(origin: Origin, asked: Sequence[Manifest], options: Options) -> Origin:
+    """The origin of a finding on generated logs and on some datasets."""
+    settings = [f"{m.name}: {' '.join(options.settings_for(m.name))}" for m in asked]
+    return origin.model_copy(
+        update={
+            "dataset": ", ".join([*(m.name for m in asked), origin.dataset]),
+            "fingerprint": ", ".join(m.fingerprint for m in asked),
+            "licence": "; ".join(m.licence for m in asked),
+            "settings": (*settings, f"{origin.dataset}: {' '.join(origin.settings)}"),
+        }
+    )
 
 
 def with_origin(

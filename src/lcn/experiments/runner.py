@@ -102,7 +102,7 @@ class _Pursuit:
     """A row on its way: its trials, then its seeds."""
 
     row: Row
-    trials: tuple[tuple[str, ...], ...]
+    trials: tuple[tuple[str, ...], ...] = ((),)
     trial_runs: list[RunConfig] = field(default_factory=list)
     seed_runs: list[RunConfig] = field(default_factory=list)
     tried: tuple[Trial, ...] = ()
@@ -136,7 +136,7 @@ class _Schedule:
         per_row = len(options.seeds) + (options.trials if options.trials > 1 else 0)
         self._teller.expect(per_row * len(rows))
         for row in rows:
-            pursuit = _Pursuit(row, plan_trials(row, options.trials, options.tuning_seed))
+            pursuit = _Pursuit(row)
             pursuits.append(pursuit)
             self._start(pursuit)
         waiting = True
@@ -154,9 +154,18 @@ class _Schedule:
         more = [f"train.seed={options.tuning_seed}"]
         if options.trial_epochs:
             more.append(f"train.epochs={options.trial_epochs}")
+        row = pursuit.row
         try:
+            standing = self._bench.resolve(row)
+            pursuit.trials = plan_trials(
+                row,
+                options.trials,
+                options.tuning_seed,
+                fixed={setting.partition("=")[0] for setting in options.extra},
+                changes=lambda overrides: self._bench.resolve(row, *overrides) != standing,
+            )
             pursuit.trial_runs = [
-                self._bench.resolve(pursuit.row, *overrides, *more) for overrides in pursuit.trials
+                self._bench.resolve(row, *overrides, *more) for overrides in pursuit.trials
             ]
         except ConfigError as error:
             pursuit.error = str(error)

@@ -55,7 +55,23 @@ def show(bench: Bench, table: Table, fitted: Sequence[Fitted], measured: Measure
         panels.append(_differences(measured))
     if measured.strata:
         panels.append(_strata(measured))
-    panels.append(_choices(fitted))
+    if bench.options.trials > 1:
+        panels.append(_choices(fitted))
+    else:
+        panels.append(
+            TablePanel(
+                title="Settings",
+                head=("row", "recipe"),
+                rows=tuple(
+                    (
+                        Cell(text=each.row.name),
+                        Cell(text=" ".join((each.row.recipe, *each.row.overrides))),
+                    )
+                    for each in fitted
+                ),
+                note="Not tuned: every row as its recipe stands.",
+            )
+        )
     return Finding(
         title=table.title,
         summary=table.note,
