@@ -154,6 +154,36 @@ def test_result_of_seeds_and_platt(world):
         result_of(test, validation[:1], generator=generator())
 
 
+def with_validation(world, seeds):
+    """Test and validation predictions of some seeds."""
+    near, _, label, user = world
+    test = seeds_of(world, "lap", 0.3, np.random.default_rng(7), seeds=seeds)
+    return test, [
+        make_predictions(3 * near, label, user, run="lap", seed=s, split="validation")
+        for s in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_platt_intervals_are_the_same_every_time(world, seeds):
+    test, validation = with_validation(world, seeds)
+    a, b = (
+        result_of(test, validation, generator=np.random.default_rng(0), resamples=64)
+        for _ in range(2)
+    )
+    assert a == b
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_platt_and_raw_log_loss_see_the_same_resamples(world, seeds, monkeypatch):
+    monkeypatch.setattr("lcn.evaluate.results.scale_by", lambda validation, test: test)
+    test, validation = with_validation(world, seeds)
+    drawn = generator()
+    drawn.spawn(3)
+    found = result_of(test, validation, generator=drawn, resamples=64)
+    assert found.platt_log_loss == found.intervals.log_loss
+
+
 @pytest.mark.parametrize(
     ("change", "teaches"),
     [

@@ -5,6 +5,7 @@ Shapes: K seeds, M metrics.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,9 +80,9 @@ def result_of(
                 "validation split with them, or leave Platt scaling out"
             )
         scaled = [scale_by(by_seed[run.seed], run) for run in test]
-        # The same draws as below: both log losses see the same resamples.
-        twin = np.random.Generator(type(generator.bit_generator)())
-        twin.bit_generator.state = generator.bit_generator.state
+        # The same draws as below: both log losses see the same resamples. The copy spawns the same
+        # children, which a generator of the same state alone does not.
+        twin = copy.deepcopy(generator)
         platt = _intervals(scaled, twin, resamples, level, bins).log_loss
     return RunResult(
         run=names[0],
