@@ -1,5 +1,6 @@
 """Paired comparisons, many comparisons, strata."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -222,6 +223,35 @@ def test_runs_are_grouped_in_order(world):
     none, lap = pair(world)
     again = make_predictions(none.logit_S, none.label_S, none.user_S, run="none", seed=1)
     assert group_runs([none, lap, again]) == ((none, again), (lap,))
+
+
+def test_a_seed_twice_is_refused_everywhere(world):
+    a, b = seeds_of(world, "lap", 0.3, np.random.default_rng(0), seeds=2)
+    b = replace(b, seed=0, origin="runs/b")
+    for first in (a, replace(a, origin="runs/a")):
+        with pytest.raises(DataError, match=r"given twice with seed 0.*each seed once"):
+            result_of([first, b], generator=generator(), resamples=10)
+    with pytest.raises(DataError, match="runs/a and runs/b"):
+        result_of([first, b], generator=generator(), resamples=10)
+    validation = [replace(run, split="validation") for run in (a, b)]
+    with pytest.raises(DataError, match="given twice"):
+        result_of([a], validation, generator=generator(), resamples=10)
+
+
+def test_other_settings_under_one_name_are_refused(world):
+    a, b = seeds_of(world, "lap", 0.3, np.random.default_rng(0), seeds=2)
+    a = replace(a, config="k1=100", origin="runs/a")
+    b = replace(b, config="k1=200", origin="runs/b")
+    teaches = r"two models are called 'lap' \(runs/a and runs/b\).*another `name`"
+    with pytest.raises(DataError, match=teaches):
+        group_runs([a, b])
+    with pytest.raises(DataError, match=teaches):
+        result_of([a, b], generator=generator(), resamples=10)
+    with pytest.raises(DataError, match=teaches):
+        compare([a, b], [a, b], generator=generator(), resamples=10)
+    # Not known is not different: files written before there was a digest.
+    unknown = replace(b, config="")
+    assert result_of([a, unknown], generator=generator(), resamples=10).seeds == (0, 1)
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 6))

@@ -24,7 +24,7 @@ from lcn.evaluate.bootstrap import (
 )
 from lcn.evaluate.metrics import BINS, measure
 from lcn.evaluate.platt import scale_by
-from lcn.evaluate.predictions import Predictions, align
+from lcn.evaluate.predictions import Predictions, align, check_seeds
 from lcn.evaluate.replicate import estimate, prepare, replicate
 
 
@@ -64,11 +64,14 @@ def result_of(
         bins: calibration bins.
 
     Raises:
-        DataError: the predictions are of several runs or do not align, or validation seeds differ.
+        DataError: the predictions are of several runs or do not align, a seed is given twice, or
+            validation seeds differ.
     """
     names = sorted({run.run for run in test})
     if len(names) != 1:
         raise DataError(f"a result is of one run, got predictions of {names or 'none'}")
+    check_seeds(test)
+    check_seeds(validation)
     metrics = measure(test[0], bins)
     platt = None
     if validation:
