@@ -254,6 +254,22 @@ def test_other_settings_under_one_name_are_refused(world):
     assert result_of([a, unknown], generator=generator(), resamples=10).seeds == (0, 1)
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_user_settles_nothing(world, seeds):
+    reference, other = (
+        [run.take(run.user_S == 0) for run in seeds_of(world, name, noise, rng, seeds)]
+        for name, noise, rng in (("none", 0.9, generator()), ("lap", 0.1, generator()))
+    )
+    found = compare(reference, other, resamples=50, generator=generator())
+    assert found.users == 1
+    for name in METRICS:
+        one = getattr(found, name)
+        assert np.isfinite(one.difference)
+        assert np.isnan([one.low, one.high, one.standard_error, one.p_value]).all()
+    result = result_of(other, generator=generator(), resamples=50).intervals
+    assert np.isnan([result.auc.low, result.ece.low, result.ece.high]).all()
+
+
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 6))
 def test_strata_part_the_impressions(length, bins):
     length = np.array(length)
@@ -290,3 +306,16 @@ def test_metrics_and_differences_per_stratum(world):
     assert found[0].difference.auc.reference == pytest.approx(first.metrics.auc)
     with pytest.raises(ValueError, match="sample_S"):
         measure_strata(reference, length[:-1])
+
+
+def test_strata_of_few_users_have_no_interval(world):
+    reference, other = pair(world)
+    # Nine users have no history, ten a short one, all others a long one.
+    length = np.digitize(reference.user_S, [9, 19])
+    found = compare_strata(
+        reference, other, length, edges=(1, 2), resamples=50, generator=generator()
+    )
+    assert [part.difference.users for part in found] == [9, 10, 381]
+    assert [np.isnan(part.difference.auc.low) for part in found] == [True, False, False]
+    assert np.isfinite([part.difference.auc.difference for part in found]).all()
+    assert sum(part.share for part in found) == pytest.approx(1)

@@ -13,9 +13,11 @@ from numpy.typing import ArrayLike
 
 from lcn.errors import DataError
 from lcn.evaluate.bootstrap import (
+    FEWEST_USERS,
     LEVEL,
     RESAMPLES,
     Spread,
+    blank_few,
     check_level,
     spread_of,
     spread_over_seeds,
@@ -68,6 +70,7 @@ def compare(
     generator: np.random.Generator,
     level: float = LEVEL,
     bins: int = BINS,
+    fewest_users: int = FEWEST_USERS,
 ) -> PairedDifference:
     """Compare two runs on the same impressions, resampling users (and seeds, if several).
 
@@ -83,6 +86,7 @@ def compare(
         generator: source of the draws.
         level: coverage of the intervals.
         bins: calibration bins.
+        fewest_users: metrics that speak for fewer users get neither interval nor p-value (NaN).
 
     Raises:
         DataError: other datasets, splits, samples or seeds, or several runs or one seed twice
@@ -109,6 +113,7 @@ def compare(
         spread = spread_of(difference_KM[0], difference_KRM[0], level)
     else:
         spread = spread_over_seeds(difference_KM, difference_KRM, level, generator, users)
+    spread = blank_few(spread, prepared[0].users_M, fewest_users)
     return PairedDifference(
         reference=reference_K[0].run,
         other=other_K[0].run,

@@ -17,6 +17,7 @@ from lcn.evaluate.bootstrap import (
     RESAMPLES,
     Interval,
     Intervals,
+    blank_few,
     intervals_of,
     reflect_ece,
     spread_of,
@@ -114,4 +115,5 @@ def _intervals(
         spread = spread_of(estimate_KM[0], value_KRM[0], level)
     else:
         spread = spread_over_seeds(estimate_KM, value_KRM, level, generator, users)
-    return intervals_of(reflect_ece(spread), level, resamples, users)
+    spread = blank_few(reflect_ece(spread), prepared[0].users_M)
+    return intervals_of(spread, level, resamples, users)
