@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -10,7 +11,8 @@ from lcn.cli.compare import compare as compare_command
 from lcn.config import load_config
 from lcn.data.dataset import Dataset
 from lcn.errors import DataError
-from lcn.train import RunConfig, train
+from lcn.evaluate.predictions import load_predictions
+from lcn.train import RunConfig, open_run, train
 
 SMALL = (
     "batch.size=256",
@@ -63,3 +65,33 @@ def test_other_models_of_the_same_name_are_no_seeds(runs: dict[str, Path]) -> No
 def test_a_run_given_twice_is_refused(runs: dict[str, Path]) -> None:
     with pytest.raises(DataError, match="given twice with seed 0"):
         evaluate([runs["a"], runs["a"]], resamples=20)
+
+
+def test_predictions_go_when_training_finds_a_better_model(toy: Dataset, tmp_path: Path) -> None:
+    run, saved = tmp_path / "r", tmp_path / "r/predictions/test.npz"
+    short = config_for(toy, "train.learning_rate=0.0001", "train.monitor=log_loss")
+    first = train(short, run, progress=False)
+    evaluate(run, resamples=20)
+    # Nothing is left to train: the predictions are still those of the best model.
+    train(short, run, resume=True, progress=False)
+    assert saved.exists()
+    longer = short.model_copy(update={"train": short.train.model_copy(update={"epochs": 3})})
+    assert train(longer, run, resume=True, progress=False).best_step > first.best_step
+    assert not saved.exists()
+    outcome = CliRunner().invoke(compare_command, [str(run), str(run)])
+    assert "run `lcn evaluate" in str(outcome.exception)
+    evaluate(run, resamples=20)
+    found = load_predictions(saved)
+    np.testing.assert_array_equal(found.logit_S, open_run(run).predict("test").logit_S)
+
+
+def test_predictions_stay_while_training_finds_no_better_model(
+    toy: Dataset, tmp_path: Path
+) -> None:
+    run, saved = tmp_path / "r", tmp_path / "r/predictions/test.npz"
+    still = config_for(toy, "train.learning_rate=0")
+    first = train(still, run, progress=False)
+    evaluate(run, resamples=20)
+    longer = still.model_copy(update={"train": still.train.model_copy(update={"epochs": 2})})
+    assert train(longer, run, resume=True, progress=False).best_step == first.best_step
+    assert saved.exists()
