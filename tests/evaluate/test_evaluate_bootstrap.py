@@ -124,6 +124,26 @@ def test_what_cannot_be_said_is_nan():
     assert np.isfinite([found.log_loss.low, found.ece.high]).all()
 
 
+def test_one_user_has_estimates_without_intervals():
+    logit, label = np.random.default_rng(3).normal(size=(2, 40)).round(1)
+    run = make_predictions(logit, label > 0, np.full(40, 7))
+    found = bootstrap(run, resamples=50, generator=np.random.default_rng(0))
+    for name in METRICS:
+        one = getattr(found, name)
+        assert np.isfinite(one.estimate)
+        assert np.isnan([one.low, one.high, one.standard_error]).all()
+
+
+def test_gauc_counts_the_users_with_both_labels():
+    # The second user has no click: AUC speaks for both users, GAUC for the first alone.
+    label = np.r_[np.tile([0, 1], 10), np.zeros(20, int)]
+    logit = np.random.default_rng(3).normal(size=40)
+    run = make_predictions(logit, label, np.repeat([0, 1], 20))
+    found = bootstrap(run, resamples=50, generator=np.random.default_rng(0))
+    assert np.isfinite([found.auc.low, found.log_loss.low, found.gauc.estimate]).all()
+    assert np.isnan([found.gauc.low, found.gauc.high]).all()
+
+
 def test_ece_interval_holds_its_estimate_and_zero_at_least():
     generator = np.random.default_rng(8)
     truth = generator.normal(size=3000)

@@ -1,5 +1,6 @@
 """Paired comparisons, many comparisons, strata."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -154,6 +155,36 @@ def test_result_of_seeds_and_platt(world):
         result_of(test, validation[:1], generator=generator())
 
 
+def with_validation(world, seeds):
+    """Test and validation predictions of some seeds."""
+    near, _, label, user = world
+    test = seeds_of(world, "lap", 0.3, np.random.default_rng(7), seeds=seeds)
+    return test, [
+        make_predictions(3 * near, label, user, run="lap", seed=s, split="validation")
+        for s in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_platt_intervals_are_the_same_every_time(world, seeds):
+    test, validation = with_validation(world, seeds)
+    a, b = (
+        result_of(test, validation, generator=np.random.default_rng(0), resamples=64)
+        for _ in range(2)
+    )
+    assert a == b
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_platt_and_raw_log_loss_see_the_same_resamples(world, seeds, monkeypatch):
+    monkeypatch.setattr("lcn.evaluate.results.scale_by", lambda validation, test: test)
+    test, validation = with_validation(world, seeds)
+    drawn = generator()
+    drawn.spawn(3)
+    found = result_of(test, validation, generator=drawn, resamples=64)
+    assert found.platt_log_loss == found.intervals.log_loss
+
+
 @pytest.mark.parametrize(
     ("change", "teaches"),
     [
@@ -194,6 +225,51 @@ def test_runs_are_grouped_in_order(world):
     assert group_runs([none, lap, again]) == ((none, again), (lap,))
 
 
+def test_a_seed_twice_is_refused_everywhere(world):
+    a, b = seeds_of(world, "lap", 0.3, np.random.default_rng(0), seeds=2)
+    b = replace(b, seed=0, origin="runs/b")
+    for first in (a, replace(a, origin="runs/a")):
+        with pytest.raises(DataError, match=r"given twice with seed 0.*each seed once"):
+            result_of([first, b], generator=generator(), resamples=10)
+    with pytest.raises(DataError, match="runs/a and runs/b"):
+        result_of([first, b], generator=generator(), resamples=10)
+    validation = [replace(run, split="validation") for run in (a, b)]
+    with pytest.raises(DataError, match="given twice"):
+        result_of([a], validation, generator=generator(), resamples=10)
+
+
+def test_other_settings_under_one_name_are_refused(world):
+    a, b = seeds_of(world, "lap", 0.3, np.random.default_rng(0), seeds=2)
+    a = replace(a, config="k1=100", origin="runs/a")
+    b = replace(b, config="k1=200", origin="runs/b")
+    teaches = r"two models are called 'lap' \(runs/a and runs/b\).*another `name`"
+    with pytest.raises(DataError, match=teaches):
+        group_runs([a, b])
+    with pytest.raises(DataError, match=teaches):
+        result_of([a, b], generator=generator(), resamples=10)
+    with pytest.raises(DataError, match=teaches):
+        compare([a, b], [a, b], generator=generator(), resamples=10)
+    # Not known is not different: files written before there was a digest.
+    unknown = replace(b, config="")
+    assert result_of([a, unknown], generator=generator(), resamples=10).seeds == (0, 1)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_user_settles_nothing(world, seeds):
+    reference, other = (
+        [run.take(run.user_S == 0) for run in seeds_of(world, name, noise, rng, seeds)]
+        for name, noise, rng in (("none", 0.9, generator()), ("lap", 0.1, generator()))
+    )
+    found = compare(reference, other, resamples=50, generator=generator())
+    assert found.users == 1
+    for name in METRICS:
+        one = getattr(found, name)
+        assert np.isfinite(one.difference)
+        assert np.isnan([one.low, one.high, one.standard_error, one.p_value]).all()
+    result = result_of(other, generator=generator(), resamples=50).intervals
+    assert np.isnan([result.auc.low, result.ece.low, result.ece.high]).all()
+
+
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 6))
 def test_strata_part_the_impressions(length, bins):
     length = np.array(length)
@@ -230,3 +306,16 @@ def test_metrics_and_differences_per_stratum(world):
     assert found[0].difference.auc.reference == pytest.approx(first.metrics.auc)
     with pytest.raises(ValueError, match="sample_S"):
         measure_strata(reference, length[:-1])
+
+
+def test_strata_of_few_users_have_no_interval(world):
+    reference, other = pair(world)
+    # Nine users have no history, ten a short one, all others a long one.
+    length = np.digitize(reference.user_S, [9, 19])
+    found = compare_strata(
+        reference, other, length, edges=(1, 2), resamples=50, generator=generator()
+    )
+    assert [part.difference.users for part in found] == [9, 10, 381]
+    assert [np.isnan(part.difference.auc.low) for part in found] == [True, False, False]
+    assert np.isfinite([part.difference.auc.difference for part in found]).all()
+    assert sum(part.share for part in found) == pytest.approx(1)

@@ -28,6 +28,16 @@ def test_saved_is_loaded(run, tmp_path):
     assert path.read_bytes() == run.save(tmp_path / "again.npz").read_bytes()
 
 
+def test_settings_are_saved_and_unknown_in_older_files(run, tmp_path):
+    path = replace(run, config="0123").save(tmp_path / "new.npz")
+    found = load_predictions(path)
+    assert (found.config, found.origin) == ("0123", str(path))
+    facts = {"format_version": 1, "dataset": "d", "split": "test", "run": "lap", "seed": 0}
+    columns = {name: getattr(run, name) for name in ("logit_S", "label_S", "user_S", "sample_S")}
+    np.savez(tmp_path / "old.npz", facts=np.array(json.dumps(facts)), **columns)
+    assert load_predictions(tmp_path / "old.npz").config == ""
+
+
 def test_unwritable_folder_teaches(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="choose another folder"):

@@ -13,6 +13,7 @@ from lcn.cli.compare import compare as compare_command
 from lcn.errors import DataError
 from lcn.evaluate.bootstrap import Interval
 from lcn.evaluate.compare import compare, holm
+from lcn.evaluate.plots import NamedInterval, forest_svg
 from lcn.evaluate.results import result_of
 from lcn.evaluate.tables import (
     combined_json,
@@ -85,6 +86,22 @@ def test_json_carries_holm_and_null(results, differences):
     blind = result_of([one_label], generator=np.random.default_rng(0), resamples=20)
     assert json.loads(results_json([blind]))[0]["intervals"]["auc"]["estimate"] is None
     assert " - " in results_markdown([blind])
+
+
+def test_one_user_is_shown_without_interval_and_p_value(runs):
+    few = [run.take(run.user_S == 0) for run in runs[:2]]
+    rng = np.random.default_rng(0)
+    found = compare(*few, generator=rng, resamples=20)
+    alone = f"{found.auc.difference:+.4f}"
+    row = differences_markdown([found]).splitlines()[-1].split(" | ")
+    assert row[1] == alone and row[-2:] == ["-", "- |"]
+    assert "nan" not in printed(differences_table([found])).lower()
+    assert json.loads(differences_json([found]))[0]["auc"]["p_value"] is None
+    results = [result_of([run], generator=rng, resamples=20) for run in few]
+    assert "nan" not in printed(results_table(results)).lower()
+    unknown = Interval(found.auc.difference, found.auc.low, found.auc.high, np.nan)
+    picture = forest_svg([NamedInterval("a", unknown)], "difference in AUC", 0.0)
+    assert picture.count("#8a8f98") >= 1
 
 
 def test_small_texts():

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lcn.evaluate.checks import Float64
+from lcn.evaluate.checks import Float64, Int64
 from lcn.evaluate.metrics import BINS
 from lcn.evaluate.predictions import Predictions
 from lcn.evaluate.replicate import METRICS, estimate, prepare, replicate
 
 RESAMPLES = 1000
 LEVEL = 0.95
+FEWEST_USERS = 2
+"""Resamples of a single user are all alike: their interval would be a point."""
 _ECE = METRICS.index("ece")
 
 
@@ -69,9 +71,10 @@ def bootstrap(
 ) -> Intervals:
     """Interval of every metric by resampling users with all their impressions.
 
-    Percentile intervals. ECE alone is *reflected* (estimate - (replicate - estimate)), never below
-    0 and always reaching the estimate: noise lifts the ECE of a resample above the estimate just
-    as it lifted the estimate above the truth, so its percentiles would lie too high.
+    Percentile intervals, NaN for metrics that speak for a single user. ECE alone is *reflected*
+    (estimate - (replicate - estimate)), never below 0 and always reaching the estimate: noise lifts
+    the ECE of a resample above the estimate just as it lifted the estimate above the truth, so its
+    percentiles would lie too high.
 
     Source: Efron and Tibshirani 1993, chapters 13 and 8.4 (resampling clusters).
 
@@ -87,8 +90,8 @@ def bootstrap(
     """
     prepared = prepare(predictions, bins)
     value_KRM = replicate([prepared], resamples, generator)
-    spread = spread_of(estimate(prepared), value_KRM[0], level)
-    return intervals_of(reflect_ece(spread), level, resamples, prepared.users)
+    spread = reflect_ece(spread_of(estimate(prepared), value_KRM[0], level))
+    return intervals_of(blank_few(spread, prepared.users_M), level, resamples, prepared.users)
 
 
 def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
@@ -167,6 +170,16 @@ def reflect_ece(spread: Spread) -> Spread:
     low_M[e] = min(centre, max(0.0, 2 * centre - spread.high_M[e]))
     high_M[e] = max(centre, 2 * centre - spread.low_M[e])
     return replace(spread, low_M=low_M, high_M=high_M)
+
+
+def blank_few(spread: Spread, users_M: Int64, fewest: int = FEWEST_USERS) -> Spread:
+    """Leave nothing but the estimate of metrics that speak for fewer users than `fewest`."""
+    few_M = users_M < fewest
+    blank = {
+        name: np.where(few_M, np.nan, getattr(spread, name))
+        for name in ("low_M", "high_M", "error_M", "p_value_M")
+    }
+    return replace(spread, **blank)
 
 
 def intervals_of(spread: Spread, level: float, resamples: int, users: int) -> Intervals:

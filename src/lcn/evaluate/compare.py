@@ -13,16 +13,18 @@ from numpy.typing import ArrayLike
 
 from lcn.errors import DataError
 from lcn.evaluate.bootstrap import (
+    FEWEST_USERS,
     LEVEL,
     RESAMPLES,
     Spread,
+    blank_few,
     check_level,
     spread_of,
     spread_over_seeds,
 )
 from lcn.evaluate.checks import Float64
 from lcn.evaluate.metrics import BINS
-from lcn.evaluate.predictions import Predictions, align
+from lcn.evaluate.predictions import Predictions, align, check_seeds, check_settings
 from lcn.evaluate.replicate import METRICS, estimate, prepare, replicate
 
 
@@ -68,6 +70,7 @@ def compare(
     generator: np.random.Generator,
     level: float = LEVEL,
     bins: int = BINS,
+    fewest_users: int = FEWEST_USERS,
 ) -> PairedDifference:
     """Compare two runs on the same impressions, resampling users (and seeds, if several).
 
@@ -83,9 +86,11 @@ def compare(
         generator: source of the draws.
         level: coverage of the intervals.
         bins: calibration bins.
+        fewest_users: metrics that speak for fewer users get neither interval nor p-value (NaN).
 
     Raises:
-        DataError: other datasets, splits, samples or seeds, or several runs under one side.
+        DataError: other datasets, splits, samples or seeds, or several runs or one seed twice
+            under one side.
     """
     check_level(level)
     reference_K, other_K = _by_seed(reference), _by_seed(other)
@@ -108,6 +113,7 @@ def compare(
         spread = spread_of(difference_KM[0], difference_KRM[0], level)
     else:
         spread = spread_over_seeds(difference_KM, difference_KRM, level, generator, users)
+    spread = blank_few(spread, prepared[0].users_M, fewest_users)
     return PairedDifference(
         reference=reference_K[0].run,
         other=other_K[0].run,
@@ -150,9 +156,16 @@ def holm(p_value_P: ArrayLike) -> Float64:
 
 
 def group_runs(runs: Sequence[Predictions]) -> tuple[tuple[Predictions, ...], ...]:
-    """Gather the seeds of each run, runs in order of first appearance."""
+    """Gather the seeds of each run, runs in order of first appearance.
+
+    Raises:
+        DataError: one name for runs whose settings differ in more than the seed.
+    """
     names = dict.fromkeys(run.run for run in runs)
-    return tuple(tuple(run for run in runs if run.run == name) for name in names)
+    groups = tuple(tuple(run for run in runs if run.run == name) for name in names)
+    for group in groups:
+        check_settings(group)
+    return groups
 
 
 def _by_seed(runs: Predictions | Sequence[Predictions]) -> list[Predictions]:
@@ -162,11 +175,7 @@ def _by_seed(runs: Predictions | Sequence[Predictions]) -> list[Predictions]:
     names = sorted({run.run for run in runs})
     if len(names) > 1:
         raise DataError(f"one side of the comparison mixes the runs {names}; give seeds of one run")
-    seeds = [run.seed for run in runs]
-    if len(set(seeds)) < len(seeds):
-        raise DataError(
-            f"run {names[0]!r} is given twice with one seed: seeds {sorted(seeds)}; give each once"
-        )
+    check_seeds(runs)
     return sorted(runs, key=lambda run: run.seed)
 
 

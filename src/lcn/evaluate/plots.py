@@ -206,7 +206,8 @@ def forest_svg(rows: Sequence[NamedInterval], xlabel: str, reference: float | No
     Args:
         rows: what to draw; a row whose bounds are NaN shows its estimate alone.
         xlabel: the metric with its unit.
-        reference: draws a vertical line, e.g. at 0 for differences.
+        reference: draws a vertical line, e.g. at 0 for differences; rows whose interval does not
+            leave it out are grey.
 
     Raises:
         ValueError: nothing to draw.
@@ -216,7 +217,7 @@ def forest_svg(rows: Sequence[NamedInterval], xlabel: str, reference: float | No
     def draw(axes: Axes) -> None:
         for i, row in enumerate(rows):
             one, colour = row.interval, COLOURS[0]
-            if reference is not None and one.low <= reference <= one.high:
+            if reference is not None and not (one.low > reference or one.high < reference):
                 colour = "#8a8f98"
             axes.plot([one.low, one.high], [i, i], color=colour, linewidth=2.2)
             axes.plot([one.estimate], [i], color=colour, marker="o", markersize=5.5)

@@ -46,6 +46,10 @@ class Predictions:
     run: str
     """What was trained, e.g. `lap + crp`; runs that differ in the seed alone share it."""
     seed: int
+    config: str = ""
+    """Digest of the run's settings without the seed; empty where unknown."""
+    origin: str = ""
+    """The file or run folder they come from, for messages; not saved."""
 
     def __post_init__(self) -> None:
         size = len(self.logit_S)
@@ -82,7 +86,8 @@ class Predictions:
     def save(self, path: Path | str) -> Path:
         """Write a `.npz` file: whole or not at all, the same bytes for the same predictions."""
         path = Path(path)
-        facts = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in _FACTS}}
+        facts = {name: getattr(self, name) for name in (*_FACTS, "config")}
+        facts["format_version"] = FORMAT_VERSION
         partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +140,46 @@ def load_predictions(path: Path | str) -> Predictions:
         known = {name: facts[name] for name in _FACTS}
     except KeyError as error:
         raise DataError(f"{path} does not say its {error}; predict again") from error
-    return Predictions(**columns, **known)
+    # Files written before there was a digest do not tell it.
+    return Predictions(**columns, **known, config=facts.get("config", ""), origin=str(path))
+
+
+def check_seeds(runs: Sequence[Predictions]) -> None:
+    """Refuse predictions of one name that are not of different seeds of one run.
+
+    Raises:
+        DataError: settings that differ in more than the seed, or a seed given twice.
+    """
+    check_settings(runs)
+    first: dict[int, Predictions] = {}
+    for run in runs:
+        if run.seed in first:
+            raise DataError(
+                f"run {run.run!r} is given twice with seed {run.seed}"
+                f"{_origins(first[run.seed], run)}; give each seed once, and different models "
+                "different names"
+            )
+        first[run.seed] = run
+
+
+def check_settings(runs: Sequence[Predictions]) -> None:
+    """Refuse predictions of one name whose settings are known to differ in more than the seed.
+
+    Raises:
+        DataError: they do; the message says what to do.
+    """
+    known = [run for run in runs if run.config]
+    for run in known[1:]:
+        if run.config != known[0].config:
+            raise DataError(
+                f"two models are called {run.run!r}{_origins(known[0], run)}, but their settings "
+                "differ in more than the seed; give one of them another `name` in its config.yaml "
+                "and run `lcn evaluate` on both again"
+            )
+
+
+def _origins(a: Predictions, b: Predictions) -> str:
+    return f" ({a.origin} and {b.origin})" if a.origin and b.origin else ""
 
 
 def align(runs: Sequence[Predictions]) -> tuple[Predictions, ...]:

@@ -45,6 +45,12 @@ class Prepared:
         """Number of users, the things that are resampled."""
         return len(self.sum_U6)
 
+    @property
+    def users_M(self) -> Int64:
+        """Users that each metric speaks for: GAUC for those with both labels alone."""
+        both = int((self.sum_U6[:, 1] > 0).sum())
+        return np.array([both if name == "gauc" else self.users for name in METRICS])
+
 
 def prepare(predictions: Predictions, bins: int = BINS) -> Prepared:
     """Sort a run once for any number of resamples."""

@@ -5,6 +5,7 @@ Shapes: K seeds, M metrics.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from lcn.evaluate.bootstrap import (
     RESAMPLES,
     Interval,
     Intervals,
+    blank_few,
     intervals_of,
     reflect_ece,
     spread_of,
@@ -23,7 +25,7 @@ from lcn.evaluate.bootstrap import (
 )
 from lcn.evaluate.metrics import BINS, measure
 from lcn.evaluate.platt import scale_by
-from lcn.evaluate.predictions import Predictions, align
+from lcn.evaluate.predictions import Predictions, align, check_seeds
 from lcn.evaluate.replicate import estimate, prepare, replicate
 
 
@@ -63,11 +65,14 @@ def result_of(
         bins: calibration bins.
 
     Raises:
-        DataError: the predictions are of several runs or do not align, or validation seeds differ.
+        DataError: the predictions are of several runs or do not align, a seed is given twice, or
+            validation seeds differ.
     """
     names = sorted({run.run for run in test})
     if len(names) != 1:
         raise DataError(f"a result is of one run, got predictions of {names or 'none'}")
+    check_seeds(test)
+    check_seeds(validation)
     metrics = measure(test[0], bins)
     platt = None
     if validation:
@@ -79,9 +84,9 @@ def result_of(
                 "validation split with them, or leave Platt scaling out"
             )
         scaled = [scale_by(by_seed[run.seed], run) for run in test]
-        # The same draws as below: both log losses see the same resamples.
-        twin = np.random.Generator(type(generator.bit_generator)())
-        twin.bit_generator.state = generator.bit_generator.state
+        # The same draws as below: both log losses see the same resamples. The copy spawns the same
+        # children, which a generator of the same state alone does not.
+        twin = copy.deepcopy(generator)
         platt = _intervals(scaled, twin, resamples, level, bins).log_loss
     return RunResult(
         run=names[0],
@@ -110,4 +115,5 @@ def _intervals(
         spread = spread_of(estimate_KM[0], value_KRM[0], level)
     else:
         spread = spread_over_seeds(estimate_KM, value_KRM, level, generator, users)
-    return intervals_of(reflect_ece(spread), level, resamples, users)
+    spread = blank_few(reflect_ece(spread), prepared[0].users_M)
+    return intervals_of(spread, level, resamples, users)

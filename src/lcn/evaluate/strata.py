@@ -17,6 +17,9 @@ from lcn.evaluate.compare import PairedDifference, compare
 from lcn.evaluate.metrics import BINS, Metrics, measure
 from lcn.evaluate.predictions import Predictions, align
 
+FEWEST_USERS = 10
+"""Of a stratum with an interval: with fewer, percentiles are too close together to be believed."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stratum:
@@ -133,6 +136,8 @@ def compare_strata(
 ) -> tuple[StratumDifference, ...]:
     """Paired differences per range of history length; see `stratify` and `compare`.
 
+    A range with fewer than `FEWEST_USERS` users shows its differences without intervals (NaN).
+
     Args:
         reference: the run to compare with.
         other: the run to judge.
@@ -155,6 +160,7 @@ def compare_strata(
             resamples=resamples,
             generator=generator,
             level=level,
+            fewest_users=FEWEST_USERS,
         )
         share = len(row_N) / len(reference)
         found.append(StratumDifference(stratum.shortest, stratum.longest, share, difference))

@@ -16,7 +16,7 @@ from lcn.data.dataset import open_dataset
 from lcn.evaluate.compare import Difference, PairedDifference, compare, holm
 from lcn.evaluate.predictions import Predictions
 from lcn.evaluate.results import RunResult, result_of
-from lcn.evaluate.strata import Stratum, stratify
+from lcn.evaluate.strata import FEWEST_USERS, Stratum, stratify
 from lcn.experiments.rows import Claim, Metric, Table
 from lcn.experiments.runner import Bench, Fitted, fitted_ok
 from lcn.train.config import RunConfig
@@ -41,7 +41,10 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class InStratum:
-    """A paired difference among impressions of one range of history lengths."""
+    """A paired difference among impressions of one range of history lengths.
+
+    Without an interval (NaN) where fewer than `FEWEST_USERS` users are in it.
+    """
 
     shortest: int
     longest: int
@@ -134,7 +137,9 @@ def measure(bench: Bench, table: Table, fitted: Sequence[Fitted], *, seed: int =
         )
         for place, (claim, difference) in enumerate(zip(pairs, differences, strict=True))
     )
-    strata = _strata(bench, table, test, trained[0].runs[0])
+    configs = [config for each in trained for config in each.runs]
+    longest = max(configs, key=lambda config: config.batch.lifelong)
+    strata = _strata(bench, table, test, longest)
     return Measured(results, compared, strata)
 
 
@@ -167,7 +172,10 @@ def _predictions(bench: Bench, fitted: Fitted, split: Any) -> list[Predictions]:
 def _strata(
     bench: Bench, table: Table, test: Mapping[str, Sequence[Predictions]], config: RunConfig
 ) -> tuple[InStratum, ...]:
-    """Differences to the first reference that was trained, by history length."""
+    """Differences to the first reference that was trained, by history length.
+
+    Lengths are those that `config` sees: of the rows' configs, the one with the longest histories.
+    """
     reference = next((name for name in table.references if name in test), None)
     length_S = history_lengths(config)
     if reference is None or not len(length_S):
@@ -187,6 +195,7 @@ def _strata(
                 resamples=max(2, bench.options.resamples // 2),
                 generator=np.random.default_rng(0),
                 level=bench.options.level,
+                fewest_users=FEWEST_USERS,
             )
             share = len(stratum.row_N) / len(length_S)
             found.append(InStratum(stratum.shortest, stratum.longest, share, difference))

@@ -331,6 +331,9 @@ class _Loop:
         sign = -1.0 if train.monitor == "log_loss" else 1.0
         if state.best_value is None or sign * value > sign * state.best_value:
             state.best_value, state.best_step, state.without_gain = value, state.step, 0
+            # Saved predictions are of the best model before this one.
+            for stale in (self.folder / "predictions").glob("*.npz"):
+                stale.unlink(missing_ok=True)
             save_weights(self.folder / "best.safetensors", self.model)
             best = {"monitor": train.monitor, "step": state.step, "epoch": state.epoch, **values}
             partial = self.folder / "best.json.partial"
