@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lcn.evaluate.predictions import Predictions, load_predictions
 from lcn.schema import Manifest, Split
@@ -26,17 +27,19 @@ from lcn.train.config import RunConfig
 
 _NOT_RESULT = ("dataset", "name")
 _NOT_RESULT_TRAIN = ("workers", "threads", "checkpoint_every", "log_every")
+# Files of before write what is undefined as null.
+_Value = Annotated[float, BeforeValidator(lambda given: math.nan if given is None else given)]
 
 
 class Done(BaseModel):
     """The facts of a finished run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     config: dict[str, Any]
     fingerprint: str
-    validation: dict[str, float]
-    """Metrics of the best step on the validation split: auc, gauc, log_loss."""
+    validation: dict[str, _Value]
+    """Metrics of the best step on the validation split: auc, gauc, log_loss; NaN if undefined."""
     best_step: int
     steps: int
     seconds: float
@@ -109,7 +112,7 @@ def open_store(root: Path, manifest: Manifest) -> Store:
 def read_done(folder: Path) -> Done | None:
     """The facts of a run folder; None where it is unfinished or the file is damaged."""
     try:
-        return Done.model_validate_json((folder / "done.json").read_text(encoding="utf-8"))
+        return Done.model_validate_json((folder / "done.json").read_bytes())
     except (OSError, ValidationError):
         return None
 
