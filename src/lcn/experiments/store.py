@@ -5,6 +5,8 @@
         predictions/{validation,test}.npz
         done.json            written last: a run without it is unfinished and will be resumed
     records/<experiment>.json  what an experiment found, for `lcn experiment report`
+
+Beside these lie generated logs (planted/) and quick views (views/), each made once.
 """
 
 from __future__ import annotations
@@ -131,12 +133,28 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lock goes with the process that holds it, however that ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / "lock"):
+        yield
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Hold the making of a folder that is renamed into place: its lock lies beside it.
+
+    Inside, look again whether it is there: another process may have made it meanwhile.
+    """
+    with _lock(folder.with_name(f"{folder.name}.lock")):
+        yield
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # no such locks on this system: one experiment at a time there
         yield
         return
-    with (folder / "lock").open("w") as file:
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
