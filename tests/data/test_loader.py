@@ -149,6 +149,9 @@ def test_damaged_datasets_are_refused_with_a_reason(toy: Dataset, tmp_path: Path
     np.save(copied / "samples/test/user.npy", np.zeros(3, np.int32))
     with pytest.raises(DataError, match=r"samples/test has 3 rows, its manifest says"):
         open_dataset(copied)
+    (copied / "samples/test/label.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"label\.npy is damaged"):
+        open_dataset(copied)
     (copied / "samples/test/label.npy").unlink()
     with pytest.raises(DataError, match=r"label\.npy is missing"):
         open_dataset(copied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,23 +35,25 @@ def diagnose(dataset: Path, conditions: Path | None, resamples: int, as_json: bo
 
     from lcn.data.dataset import open_dataset
     from lcn.evaluate.tables import plain
-    from lcn.experiments.expect import expect, load_known
+    from lcn.experiments.expect import expect, load_known, undefined
     from lcn.experiments.facts import read_facts
 
     facts = read_facts(open_dataset(dataset), resamples=resamples)
     known = load_known(conditions)
-    expectation = expect(facts.drivers, known) if known else None
+    missing = undefined(facts.drivers)
+    expectation = expect(facts.drivers, known) if known and not missing else None
     if as_json:
         tree = {
             "facts": facts.numbers(),
             "expectation": expectation.numbers() if expectation else None,
+            "undefined": missing,
         }
         click.echo(json.dumps(plain(tree), indent=1, allow_nan=False))
         return
-    _print(facts, expectation)
+    _print(facts, expectation, missing)
 
 
-def _print(facts: LogFacts, expectation: Expectation | None) -> None:
+def _print(facts: LogFacts, expectation: Expectation | None, missing: tuple[str, ...]) -> None:
     from rich.table import Table
 
     from lcn.cli.output import result_console
@@ -75,20 +78,26 @@ def _print(facts: LogFacts, expectation: Expectation | None) -> None:
          ", ".join(f"{rate:.1%}" for rate in facts.click_rate.values())),
         ("source category's information on the clicked category",
          f"{facts.category_information:.2%}"),
-        ("AUC of counting in the target log alone", f"{facts.probe.target_auc:.4f}"),
+        ("AUC of counting in the target log alone", _defined(facts.probe.target_auc)),
         ("AUC gained by counting source behaviours too",
          f"{interval_text(lift, 'auc')}, p {p_value_text(lift.p_value)}"),
     ]  # fmt: skip
     if facts.neighbours is not None:
         near = facts.neighbours.lift
         rows += [
-            ("AUC of responses to like items of the target log", f"{near.reference:.4f}"),
+            ("AUC of responses to like items of the target log", _defined(near.reference)),
             ("AUC gained by responses to like source items too",
              f"{interval_text(near, 'auc')}, p {p_value_text(near.p_value)}"),
         ]  # fmt: skip
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    if missing:
+        console.print(
+            f"Nothing can be said of a gain: {', '.join(missing)} is undefined on this log (are "
+            "there test impressions of both labels?)."
+        )
+        return
     if expectation is None:
         console.print(
             "No dose-response is packaged: run `lcn experiment conditions` and give its record "
@@ -104,3 +113,7 @@ def _print(facts: LogFacts, expectation: Expectation | None) -> None:
             + ", ".join(expectation.outside)
             + "."
         )
+
+
+def _defined(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"

@@ -125,11 +125,11 @@ def _column(path: Path) -> NDArray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; prepare the dataset again") from error
-    except ValueError:
+    except (ValueError, EOFError):
         # An empty array cannot be memory-mapped; anything else is damage.
         try:
             column = np.load(path, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise DataError(f"{path} is damaged: {error}; prepare the dataset again") from error
         if column.size:
             raise DataError(f"{path} is cut off; prepare the dataset again") from None

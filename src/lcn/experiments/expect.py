@@ -36,6 +36,11 @@ class Known:
     low: float
     high: float
 
+    @property
+    def whole(self) -> bool:
+        """Every number is defined."""
+        return all(map(math.isfinite, (*self.facts.values(), self.gain, self.low, self.high)))
+
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
@@ -74,7 +79,7 @@ def load_known(path: Path | None = None, system: str = "LAP") -> tuple[Known, ..
 
     Args:
         path: a record of `lcn experiment conditions`; None takes the one that is packaged.
-        system: whose gains.
+        system: whose gains. Logs on which a gain or a fact is undefined are left out.
 
     Returns:
         Empty where none is packaged.
@@ -86,10 +91,10 @@ def load_known(path: Path | None = None, system: str = "LAP") -> tuple[Known, ..
         packaged = resources.files("lcn.experiments").joinpath(PACKAGED)
         if not packaged.is_file():
             return ()
-        text = packaged.read_text(encoding="utf-8")
+        text = packaged.read_bytes()
     else:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes()
         except OSError as error:
             raise DataError(
                 f"cannot read {path}: {error.strerror}; make a record with "
@@ -97,21 +102,32 @@ def load_known(path: Path | None = None, system: str = "LAP") -> tuple[Known, ..
             ) from error
     try:
         points = json.loads(text)["data"]["points"]
-        found = {
-            tuple(sorted(point["facts"].items())): Known(
-                name=f"{point['dial']} {point['value']:g}",
-                facts={name: float(value) for name, value in point["facts"].items()},
-                **{key: float(point["gains"][system][key]) for key in ("gain", "low", "high")},
-            )
-            for point in points
-            if system in point["gains"]
-        }
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        read = [_known(point, system) for point in points if system in point["gains"]]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path or PACKAGED} holds no dose-response ({error!r}); give the record that "
             "`lcn experiment conditions` wrote"
         ) from error
-    return tuple(found.values())
+    # A log that stands in several dials counts once.
+    return tuple({tuple(sorted(one.facts.items())): one for one in read if one.whole}.values())
+
+
+def _known(point: dict[str, Any], system: str) -> Known:
+    """A point of the record; null is what was undefined."""
+
+    def number(value: Any) -> float:
+        return math.nan if value is None else float(value)
+
+    return Known(
+        name=f"{point['dial']} {point['value']:g}",
+        facts={name: number(value) for name, value in point["facts"].items()},
+        **{key: number(point["gains"][system][key]) for key in ("gain", "low", "high")},
+    )
+
+
+def undefined(facts: Mapping[str, float]) -> tuple[str, ...]:
+    """The facts that a log does not have: with any of them nothing can be said."""
+    return tuple(name for name, value in facts.items() if not math.isfinite(value))
 
 
 def expect(facts: Mapping[str, float], known: Sequence[Known]) -> Expectation:
@@ -122,9 +138,15 @@ def expect(facts: Mapping[str, float], known: Sequence[Known]) -> Expectation:
         known: of `load_known`; at least one.
 
     Raises:
-        DataError: the dose-response was measured with other facts, or is empty.
+        DataError: the dose-response was measured with other facts, or is empty; or a fact of the
+            log is undefined.
     """
-    if not known or set(known[0].facts) != set(facts):
+    if missing := undefined(facts):
+        raise DataError(
+            f"nothing can be said of this log: {', '.join(missing)} is undefined there; its test "
+            "days need impressions of both labels"
+        )
+    if not known or any(set(one.facts) != set(facts) for one in known):
         raise DataError(
             "the dose-response names other facts than this program reads, or none; run "
             "`lcn experiment conditions` again"

@@ -13,6 +13,7 @@ from lcn.data.mapping import read_mapping
 from lcn.data.prepare import prepare
 from lcn.data.sources import synthetic
 from lcn.data.sources.synthetic_config import SyntheticConfig
+from lcn.experiments.store import making
 
 LOG: dict[str, Any] = {"categories": 20, "source_items": 1000, "target_items": 400, "seed": 1}
 """Few enough items that the training days show each of them often."""
@@ -32,8 +33,14 @@ def planted_dataset(config: SyntheticConfig, root: Path) -> Path:
     """
     text = json.dumps([synthetic.VERSION, config.model_dump(mode="json")], sort_keys=True)
     folder = root / "planted" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if (folder / "manifest.json").exists():
-        return folder
+    if not (folder / "manifest.json").exists():
+        with making(folder):
+            if not (folder / "manifest.json").exists():
+                _make(config, folder)
+    return folder
+
+
+def _make(config: SyntheticConfig, folder: Path) -> None:
     work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(work, ignore_errors=True)
     synthetic.generate(work / "logs", config)
@@ -42,4 +49,3 @@ def planted_dataset(config: SyntheticConfig, root: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     (work / "dataset").replace(folder)
     shutil.rmtree(work)
-    return folder

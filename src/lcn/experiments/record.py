@@ -176,7 +176,7 @@ def load_record(path: Path) -> ExperimentRecord:
         DataError: not a record, or of another version of the program.
     """
     try:
-        return ExperimentRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        return ExperimentRecord.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise DataError(
             f"{path} is no record of an experiment that this program can read ({error}); run the "

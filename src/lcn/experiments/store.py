@@ -5,20 +5,23 @@
         predictions/{validation,test}.npz
         done.json            written last: a run without it is unfinished and will be resumed
     records/<experiment>.json  what an experiment found, for `lcn experiment report`
+
+Beside these lie generated logs (planted/) and quick views (views/), each made once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lcn.evaluate.predictions import Predictions, load_predictions
 from lcn.schema import Manifest, Split
@@ -26,17 +29,19 @@ from lcn.train.config import RunConfig
 
 _NOT_RESULT = ("dataset", "name")
 _NOT_RESULT_TRAIN = ("workers", "threads", "checkpoint_every", "log_every")
+# Files of before write what is undefined as null.
+_Value = Annotated[float, BeforeValidator(lambda given: math.nan if given is None else given)]
 
 
 class Done(BaseModel):
     """The facts of a finished run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     config: dict[str, Any]
     fingerprint: str
-    validation: dict[str, float]
-    """Metrics of the best step on the validation split: auc, gauc, log_loss."""
+    validation: dict[str, _Value]
+    """Metrics of the best step on the validation split: auc, gauc, log_loss; NaN if undefined."""
     best_step: int
     steps: int
     seconds: float
@@ -109,7 +114,7 @@ def open_store(root: Path, manifest: Manifest) -> Store:
 def read_done(folder: Path) -> Done | None:
     """The facts of a run folder; None where it is unfinished or the file is damaged."""
     try:
-        return Done.model_validate_json((folder / "done.json").read_text(encoding="utf-8"))
+        return Done.model_validate_json((folder / "done.json").read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -128,12 +133,28 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lock goes with the process that holds it, however that ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / "lock"):
+        yield
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Hold the making of a folder that is renamed into place: its lock lies beside it.
+
+    Inside, look again whether it is there: another process may have made it meanwhile.
+    """
+    with _lock(folder.with_name(f"{folder.name}.lock")):
+        yield
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # no such locks on this system: one experiment at a time there
         yield
         return
-    with (folder / "lock").open("w") as file:
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

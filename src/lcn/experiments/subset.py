@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lcn.data.dataset import open_dataset
+from lcn.data.dataset import Dataset, open_dataset
+from lcn.experiments.store import making
 from lcn.schema import SPLITS, Manifest, write_manifest
 
 
@@ -32,10 +34,16 @@ def take_users(dataset: Path | str, folder: Path, users: int, seed: int = 0) -> 
     shown = np.unique(np.concatenate([rows.user_S for rows in opened.samples.values()]))
     if len(shown) <= users:
         return Path(dataset)
-    if (folder / "manifest.json").exists():
-        return folder
-    keep_U = np.zeros(len(opened.user_UP), bool)
-    keep_U[np.random.default_rng(seed).choice(shown, users, replace=False)] = True
+    if not (folder / "manifest.json").exists():
+        keep_U = np.zeros(len(opened.user_UP), bool)
+        keep_U[np.random.default_rng(seed).choice(shown, users, replace=False)] = True
+        with making(folder):
+            if not (folder / "manifest.json").exists():
+                _make(opened, folder, keep_U)
+    return folder
+
+
+def _make(opened: Dataset, folder: Path, keep_U: NDArray[np.bool_]) -> None:
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for path in sorted(opened.folder.rglob("*")):
@@ -61,7 +69,6 @@ def take_users(dataset: Path | str, folder: Path, users: int, seed: int = 0) -> 
     write_manifest(partial, manifest)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-    return folder
 
 
 def _link(path: Path, to: Path) -> None:

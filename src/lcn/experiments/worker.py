@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcn.errors import CheckpointError, LcnError
+from lcn.errors import LcnError
 from lcn.experiments.store import Done, locked, read_done, write_whole
 from lcn.schema import Split
 
@@ -32,8 +35,22 @@ class Outcome:
 
     done: Done | None
     error: str = ""
+    """Why there is no run, or why tuning cannot choose by it."""
     reused: bool = False
     """It had been finished before."""
+
+    def __post_init__(self) -> None:
+        if self.done is not None and not self.error:
+            object.__setattr__(self, "error", _unchoosable(self.done))
+
+
+def _unchoosable(done: Done) -> str:
+    """Why a finished run's validation value tells nothing; empty where it does."""
+    monitor = done.config.get("train", {}).get("monitor", "auc")
+    if not math.isnan(done.validation.get(monitor, math.nan)):
+        return ""
+    why = "no user there has impressions both clicked and not, " if monitor == "gauc" else ""
+    return f"validation {monitor} is undefined: {why}set train.monitor to another metric"
 
 
 def start_worker(threads: int, parent: int) -> None:
@@ -61,7 +78,7 @@ def _end_with(parent: int) -> None:
 def run_job(job: Job) -> Outcome:
     """Train and predict, unless a whole run is there; an interrupted one is resumed.
 
-    Errors meant for people come back as text: one row that cannot run must not end the others.
+    Errors come back as text: one row that cannot run must not end the others.
     """
     try:
         with locked(job.folder):
@@ -71,6 +88,21 @@ def run_job(job: Job) -> Outcome:
             return Outcome(_train_and_predict(job))
     except LcnError as error:
         return Outcome(None, str(error))
+    except Exception as error:
+        return Outcome(None, _unforeseen(job, error))
+
+
+def _unforeseen(job: Job, error: Exception) -> str:
+    """The row, what stopped it and where in this program."""
+    config = json.loads(job.config)
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(__file__).resolve().parents[1])
+    place = ([frame for frame in frames if frame.filename.startswith(package)] or frames)[-1]
+    return (
+        f"{config['name']}, seed {config['train']['seed']}: {type(error).__name__}: {error} "
+        f"({Path(place.filename).name}, line {place.lineno}); run {job.folder.name} is kept as it "
+        "stands: mend the cause and start the experiment again"
+    )
 
 
 def _train_and_predict(job: Job) -> Done:
@@ -79,6 +111,7 @@ def _train_and_predict(job: Job) -> Done:
     from lcn.train.record import commit, processor
 
     config = RunConfig.model_validate_json(job.config)
+    code = commit()
     started = time.monotonic()
     steps = _train(config, job.folder)
     seconds = time.monotonic() - started
@@ -93,22 +126,23 @@ def _train_and_predict(job: Job) -> Done:
         best_step=best["step"],
         steps=steps,
         seconds=seconds,
-        commit=commit(),
+        commit=code,
         machine=processor(),
     )
+    write_whole(job.folder / "done.json", done.model_dump_json(indent=1) + "\n")
     # Only a run that must go on needs its optimisers' state; metrics.jsonl holds the curves too.
     for name in ("checkpoint", "tensorboard"):
         shutil.rmtree(job.folder / name, ignore_errors=True)
-    write_whole(job.folder / "done.json", done.model_dump_json(indent=1) + "\n")
     return done
 
 
 def _train(config, folder: Path) -> int:
     from lcn.train import train
+    from lcn.train.checkpoint import UnusableCheckpointError
 
     try:
         return train(config, folder, resume=True, progress=False).steps
-    except CheckpointError:
+    except UnusableCheckpointError:
         # Left by other code: parts have other shapes. Starting again costs only time.
         for path in folder.iterdir():
             if path.name != "lock":

@@ -21,6 +21,10 @@ from torch import Tensor, nn
 from lcn.errors import CheckpointError
 
 
+class UnusableCheckpointError(CheckpointError):
+    """A checkpoint that is there and that a run cannot go on from."""
+
+
 @dataclass(slots=True)
 class Progress:
     """Where a run stands."""
@@ -117,8 +121,20 @@ def load_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) ->
     """Restore everything in place, global random state included.
 
     Raises:
-        CheckpointError: damaged, or of another model, config or dataset.
+        UnusableCheckpointError: damaged, or of other code or another model, config or dataset.
     """
+    try:
+        _restore(folder, trainee, identity)
+    except CheckpointError as error:
+        raise UnusableCheckpointError(str(error)) from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise UnusableCheckpointError(
+            f"checkpoint {folder} is damaged or was left by other code ({error!r}); start a new "
+            "run folder"
+        ) from error
+
+
+def _restore(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
     try:
         state = json.loads((folder / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:

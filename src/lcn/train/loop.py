@@ -78,7 +78,8 @@ def train(
 
     Raises:
         ConfigError: the folder holds a run already, or this machine has no such device.
-        CheckpointError: its checkpoint is of another config or dataset.
+        CheckpointError: its checkpoint is of another config or dataset (then
+            `UnusableCheckpointError`), or one cannot be written.
         TrainingError: the loss is not finite; parameters are those before that step.
     """
     folder = Path(folder)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -36,12 +38,20 @@ def write_setup(folder: Path, config: RunConfig, fingerprint: str) -> None:
     (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
 
 
+@cache
 def commit() -> str:
-    """The commit of the code, with + when the tree has changes; "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    """The commit of the code, with + when the tree has changes; read once per process.
+
+    "unknown" where the package does not lie in a checkout of its own: another repository's commit
+    says nothing about it.
+    """
+    package = Path(__file__).resolve().parents[1]
     try:
-        head = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+        top = Path(_git(package, "rev-parse", "--show-toplevel"))
+        if (top / "src" / "lcn").resolve() != package:
+            return "unknown"
+        head = _git(package, "rev-parse", "--short=12", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed else "")
@@ -49,8 +59,6 @@ def commit() -> str:
 
 def processor() -> str:
     """The processor's name and number of cores, for the provenance of timings."""
-    import os
-
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -77,8 +85,9 @@ class MetricLog:
     def __init__(self, folder: Path, *, lines: int, step: int) -> None:
         path = folder / "metrics.jsonl"
         if path.exists():
-            kept = path.read_text().splitlines(keepends=True)[:lines]
-            path.write_text("".join(kept))
+            # In place: a full disk must not take the lines that are there.
+            kept = path.read_bytes().splitlines(keepends=True)[:lines]
+            os.truncate(path, sum(map(len, kept)))
         self._file = path.open("a", encoding="utf-8")
         self._board = None
         if util.find_spec("tensorboard") is not None:
