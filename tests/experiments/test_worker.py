@@ -3,6 +3,8 @@
 import errno
 import json
 import math
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,26 @@ def test_a_row_whose_validation_is_undefined_says_so(bench, little, tmp_path, mo
         assert found.done is not None and found.error == ""
         assert math.isnan(found.done.validation["gauc"])
     assert found.reused
+
+
+class Killed(InProcess):
+    """A worker process is killed by each run of a row, so many times."""
+
+    def __init__(self, row: str, times: int) -> None:
+        super().__init__()
+        self._row, self._times = row, times
+
+    def submit(self, job):
+        if json.loads(job.config)["name"] != self._row or not self._times:
+            return super().submit(job)
+        self._times -= 1
+        future: Future = Future()
+        future.set_exception(BrokenProcessPool("terminated abruptly"))
+        return future
+
+
+@pytest.mark.parametrize(("times", "trained"), [(1, 1), (9, 0)])
+def test_a_killed_process_ends_no_other_row(bench, times, trained):
+    lap, none = fit_rows(bench, [LAP, NONE], workers=Killed("LAP", times), say=quiet)
+    assert len(lap.runs) == trained and len(none.runs) == 1
+    assert trained or "LAP seed 0: a worker process was killed" in lap.error

@@ -70,6 +70,7 @@ def run_experiments(
         if options.rows and name not in TABLES:
             raise ConfigError(f"--rows chooses rows of a table; {name} takes none")
     options = quick(options) if options.quick else options
+    commit()  # read once per process: that of the code as it is now
     records = []
     with own_workers(None, options.jobs) as workers:
         for name in names:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,8 @@ class _Schedule:
     def __init__(self, bench: Bench, workers: Workers, teller: _Teller) -> None:
         self._bench, self._workers, self._teller = bench, workers, teller
         self._future_of: dict[Path, Future[Outcome]] = {}
+        self._job_of: dict[Path, Job] = {}
+        self._lost: set[Path] = set()
         self._outcome_of: dict[Path, Outcome] = {}
         self._label_of: dict[Path, str] = {}
         self._queue: list[_Wanted] = []
@@ -229,15 +232,37 @@ class _Schedule:
         """Keep the workers busy and wait for a run; False when there is nothing more to do."""
         while self._queue and len(self._future_of) < self._workers.jobs:
             job = heapq.heappop(self._queue).job
+            self._job_of[job.folder] = job
             self._future_of[job.folder] = self._workers.submit(job)
         if not self._future_of:
             return False
         finished, _ = wait(self._future_of.values(), return_when=FIRST_COMPLETED)
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in finished):
+            # A process that is killed takes the runs of all others with it.
+            finished, _ = wait(self._future_of.values())
+            self._workers.close()
         for folder in [key for key, future in self._future_of.items() if future in finished]:
-            outcome = self._future_of.pop(folder).result()
-            self._outcome_of[folder] = outcome
-            self._teller.advance(_line(self._label_of[folder], outcome))
+            outcome = self._ended(folder, self._future_of.pop(folder))
+            if outcome is not None:
+                self._outcome_of[folder] = outcome
+                self._teller.advance(_line(self._label_of[folder], outcome))
         return True
+
+    def _ended(self, folder: Path, future: Future[Outcome]) -> Outcome | None:
+        """How a run ended; None where its process was killed: it goes on once, maybe blameless."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            if folder in self._lost:
+                return Outcome(
+                    None,
+                    f"{self._label_of[folder]}: a worker process was killed twice while this run "
+                    "was under way (out of memory?); with fewer --jobs the same command goes on "
+                    "from its checkpoint",
+                )
+            self._lost.add(folder)
+            heapq.heappush(self._queue, _Wanted((2, len(self._lost)), self._job_of[folder]))
+            return None
 
     def _outcome(self, config: RunConfig) -> Outcome | None:
         return self._outcome_of.get(self._bench.store.run_folder(config))
@@ -285,7 +310,12 @@ class Workers:
                 )
                 for future in [self._pool.submit(os.getpid) for _ in range(self.jobs)]:
                     future.result()
-        return self._pool.submit(run_job, job)
+        try:
+            return self._pool.submit(run_job, job)
+        except BrokenProcessPool as error:
+            broken: Future[Outcome] = Future()
+            broken.set_exception(error)
+            return broken
 
     def close(self, *, cancel: bool = False) -> None:
         """End the processes; `cancel` does not wait for the runs under way."""
