@@ -96,11 +96,11 @@ def test_mending_keeps_what_can_be_read(tmp_path: Path, name: str) -> None:
     file, copy = tmp_path / name, tmp_path / "copy.csv"
     file.write_bytes(gzip.compress(MESSY) if name.endswith(".gz") else MESSY)
     bad = mend(str(file), copy, Csv(), ",", 3)
-    assert [(line.reason, line.line, line.text) for line in bad] == [
-        ("malformed line", 4, "1,2"),
-        ("broken UTF-8", 6, "1,\ufffd,3"),
-        ("malformed line", 8, '1,"a"b,3'),
-        ("malformed line", 9, "1,2,3,4"),
+    assert [(line.reason, line.number, line.kept, line.text) for line in bad] == [
+        ("malformed line", 2, 1, "1,2"),
+        ("broken UTF-8", 3, 1, "1,\ufffd,3"),
+        ("malformed line", 5, 2, '1,"a"b,3'),
+        ("malformed line", 6, 2, "1,2,3,4"),
     ]
     assert copy.read_bytes() == (b'u,i,t\n1,"two\nlines",3\n1,"a ""b"" c",3\r\n1,2,last')
 

@@ -104,7 +104,7 @@ def test_strata_cover_the_test_impressions(first_table):
 
 
 def difference(low, high, p_value):
-    return Difference(0.7, 0.7 + (low + high) / 2, (low + high) / 2, low, high, 0.001, p_value)
+    return Difference(0.7, 0.7 + (low + high) / 2, (low + high) / 2, low, high, 0.001, p_value, 8.0)
 
 
 def test_judging():
