@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from lcn.evaluate.compare import PairedDifference
     from lcn.evaluate.consistency import ConsistencyConfig
-    from lcn.evaluate.predictions import Predictions
     from lcn.evaluate.readings import ConsistencyRow
     from lcn.evaluate.results import RunResult
     from lcn.train.config import RunConfig
@@ -163,11 +161,11 @@ def evaluate(
     predictions, validation = [], []
     for folder in folders:
         opened = open_run(folder, dataset)
-        predicted = _predict(opened, split)
+        predicted = opened.predict(split)
         predicted.save(Path(folder) / "predictions" / f"{split}.npz")
         predictions.append(predicted)
         if split == "test":
-            validation.append(_predict(opened, "validation"))
+            validation.append(opened.predict("validation"))
     return [
         result_of(
             group,
@@ -238,7 +236,7 @@ def compare(
 
     def predicted(folder: Path | str) -> Any:
         saved = Path(folder) / "predictions" / f"{split}.npz"
-        return load_predictions(saved) if saved.exists() else _predict(open_run(folder), split)
+        return load_predictions(saved) if saved.exists() else open_run(folder).predict(split)
 
     return compare_predictions(
         [predicted(folder) for folder in reference],
@@ -246,30 +244,6 @@ def compare(
         resamples=resamples,
         generator=np.random.default_rng(seed),
     )
-
-
-def _predict(run: Run, split: Split) -> Predictions:
-    """A run's predictions, with what tells seeds of one run from other models of its name."""
-    predicted = run.predict(split)
-    return replace(predicted, config=_settings_digest(run.config), origin=str(run.folder))
-
-
-def _settings_digest(config: RunConfig) -> str:
-    """A short name of the settings that seeds of one run share.
-
-    Left out is what may differ between them: names, places, and how fast or on what a run goes.
-    """
-    import hashlib
-    import json
-
-    tree = config.model_dump(mode="json")
-    for name in ("dataset", "name"):
-        tree.pop(name)
-    for name in ("seed", "workers", "threads", "device", "checkpoint_every", "log_every"):
-        tree["train"].pop(name)
-    # Each seed may start from a run of its own.
-    tree["item_vectors_from"] = bool(config.item_vectors_from)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def predict(run: Path | str, split: Split = "test") -> pa.Table:

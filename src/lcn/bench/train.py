@@ -224,7 +224,7 @@ def run_case(
         return records
 
 
-Turns = dict["Worker", list[list[dict[str, float]]]]
+Turns = dict[Worker, list[list[dict[str, float]]]]
 """Of each process, its turns, each of some steps."""
 
 

@@ -115,6 +115,19 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
     return Spread(estimate_M, low_M, high_M, error_M, p_value_M, freedom_M)
 
 
+def spread_by_seed(
+    estimate_KM: Float64,
+    value_KRM: Float64,
+    level: float,
+    generator: np.random.Generator,
+    users: int,
+) -> Spread:
+    """`spread_of` one seed, or `spread_over_seeds` of several; arguments as there."""
+    if len(estimate_KM) == 1:
+        return spread_of(estimate_KM[0], value_KRM[0], level)
+    return spread_over_seeds(estimate_KM, value_KRM, level, generator, users)
+
+
 def spread_over_seeds(
     estimate_KM: Float64,
     value_KRM: Float64,

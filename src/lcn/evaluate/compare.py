@@ -19,8 +19,7 @@ from lcn.evaluate.bootstrap import (
     Spread,
     blank_few,
     check_level,
-    spread_of,
-    spread_over_seeds,
+    spread_by_seed,
 )
 from lcn.evaluate.checks import Float64
 from lcn.evaluate.metrics import BINS
@@ -109,10 +108,7 @@ def compare(
     users = prepared[0].users
     difference_KM = estimate_2KM[1] - estimate_2KM[0]
     difference_KRM = value_2KRM[1] - value_2KRM[0]
-    if len(seeds) == 1:
-        spread = spread_of(difference_KM[0], difference_KRM[0], level)
-    else:
-        spread = spread_over_seeds(difference_KM, difference_KRM, level, generator, users)
+    spread = spread_by_seed(difference_KM, difference_KRM, level, generator, users)
     spread = blank_few(spread, prepared[0].users_M, fewest_users)
     return PairedDifference(
         reference=reference_K[0].run,

@@ -20,8 +20,7 @@ from lcn.evaluate.bootstrap import (
     blank_few,
     intervals_of,
     reflect_ece,
-    spread_of,
-    spread_over_seeds,
+    spread_by_seed,
 )
 from lcn.evaluate.metrics import BINS, measure
 from lcn.evaluate.platt import scale_by
@@ -111,9 +110,6 @@ def _intervals(
     estimate_KM = np.stack([estimate(run) for run in prepared])
     value_KRM = replicate(prepared, resamples, generator)
     users = prepared[0].users
-    if len(aligned) == 1:
-        spread = spread_of(estimate_KM[0], value_KRM[0], level)
-    else:
-        spread = spread_over_seeds(estimate_KM, value_KRM, level, generator, users)
+    spread = spread_by_seed(estimate_KM, value_KRM, level, generator, users)
     spread = blank_few(reflect_ece(spread), prepared[0].users_M)
     return intervals_of(spread, level, resamples, users)

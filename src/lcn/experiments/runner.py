@@ -9,7 +9,7 @@ import heapq
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from lcn.errors import ConfigError
 from lcn.experiments.rows import Row, Sizes, resolve, shortened
 from lcn.experiments.settings import Options
 from lcn.experiments.store import Store, open_store
+from lcn.experiments.teller import Teller, Told
 from lcn.experiments.tuning import choose, plan_trials
 from lcn.experiments.worker import Job, Outcome, run_job, start_worker
 from lcn.train.config import RunConfig
 
-Told = Callable[[str], None]
 NOT_TRAINED = "not trained yet"
 
 
@@ -94,7 +94,7 @@ def fit_rows(
         workers: processes to use; None starts some for this call.
         say: told of each finished run (None shows a bar on stderr).
     """
-    with own_workers(workers, bench.options.jobs) as pool, _Teller(say, bench.name) as teller:
+    with own_workers(workers, bench.options.jobs) as pool, Teller(say, bench.name) as teller:
         return _Schedule(bench, pool, teller).run(rows)
 
 
@@ -124,7 +124,7 @@ class _Wanted:
 class _Schedule:
     """Submits jobs, and each row's seeds as soon as its last trial is known."""
 
-    def __init__(self, bench: Bench, workers: Workers, teller: _Teller) -> None:
+    def __init__(self, bench: Bench, workers: Workers, teller: Teller) -> None:
         self._bench, self._workers, self._teller = bench, workers, teller
         self._future_of: dict[Path, Future[Outcome]] = {}
         self._job_of: dict[Path, Job] = {}
@@ -358,52 +358,6 @@ def _threads_in_environment(threads: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-class _Teller:
-    """A bar on stderr, lines where stderr is no terminal, or a callback."""
-
-    def __init__(self, say: Told | None, label: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            "{task.description}",
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=say is not None or not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task(label, total=0)
-        self._say = say
-        self._done, self._total = 0, 0
-
-    def __enter__(self) -> _Teller:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def expect(self, runs: int) -> None:
-        """So many runs more will be reported."""
-        self._total += runs
-        self._bar.update(self._task, total=self._total)
-
-    def advance(self, line: str) -> None:
-        """A run is finished; an empty line for one that was there before."""
-        self._done += 1
-        self._bar.update(self._task, advance=1)
-        if not line:
-            return
-        text = f"[{self._done}/{self._total}] {line}"
-        if self._say is not None:
-            self._say(text)
-        else:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def fitted_ok(fitted: Iterable[Fitted]) -> tuple[Fitted, ...]:

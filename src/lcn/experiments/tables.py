@@ -55,23 +55,7 @@ def show(bench: Bench, table: Table, fitted: Sequence[Fitted], measured: Measure
         panels.append(_differences(measured))
     if measured.strata:
         panels.append(_strata(measured))
-    if bench.options.trials > 1:
-        panels.append(_choices(fitted))
-    else:
-        panels.append(
-            TablePanel(
-                title="Settings",
-                head=("row", "recipe"),
-                rows=tuple(
-                    (
-                        Cell(text=each.row.name),
-                        Cell(text=" ".join((each.row.recipe, *each.row.overrides))),
-                    )
-                    for each in fitted
-                ),
-                note="Not tuned: every row as its recipe stands.",
-            )
-        )
+    panels.append(_choices(fitted) if bench.options.trials > 1 else _recipes(fitted))
     return Finding(
         title=table.title,
         summary=table.note,
@@ -258,6 +242,21 @@ def _choices(fitted: Sequence[Fitted]) -> TablePanel:
         head=("row", "trials", "best", "as it stands", "chosen"),
         rows=tuple(rows),
         note="The same number of trials for every row, on a seed that is not reported.",
+    )
+
+
+def _recipes(fitted: Sequence[Fitted]) -> TablePanel:
+    return TablePanel(
+        title="Settings",
+        head=("row", "recipe"),
+        rows=tuple(
+            (
+                Cell(text=each.row.name),
+                Cell(text=" ".join((each.row.recipe, *each.row.overrides))),
+            )
+            for each in fitted
+        ),
+        note="Not tuned: every row as its recipe stands.",
     )
 
 

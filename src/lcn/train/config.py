@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Literal
 
 from pydantic import field_validator, model_validator
@@ -139,3 +141,18 @@ class RunConfig(Config):
         """`name`, or the backbone and objectives joined by +."""
         parts = [self.model.backbone.name, *(each.name for each in self.objectives)]
         return self.name or " + ".join(parts)
+
+
+def settings_digest(config: RunConfig) -> str:
+    """A short name of the settings that seeds of one run share.
+
+    Left out is what may differ between them: names, places, and how fast or on what a run goes.
+    """
+    tree = config.model_dump(mode="json")
+    for name in ("dataset", "name"):
+        tree.pop(name)
+    for name in ("seed", "workers", "threads", "device", "checkpoint_every", "log_every"):
+        tree["train"].pop(name)
+    # Each seed may start from a run of its own.
+    tree["item_vectors_from"] = bool(config.item_vectors_from)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

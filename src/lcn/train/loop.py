@@ -87,10 +87,7 @@ def train(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     dataset = open_dataset(config.dataset, lifelong=config.lifelong_domain)
-    identity = {
-        "dataset": dataset.manifest.fingerprint,
-        "config": _digest(config),
-    }
+    identity = {"dataset": dataset.manifest.fingerprint, "config": _digest(config)}
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
     model.check(dataset)

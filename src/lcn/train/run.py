@@ -24,7 +24,7 @@ from lcn.evaluate.predictions import Predictions
 from lcn.model import Model
 from lcn.schema import Split
 from lcn.train.checkpoint import load_weights
-from lcn.train.config import RunConfig
+from lcn.train.config import RunConfig, settings_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ class Run:
             split=split,
             run=self.config.title,
             seed=self.config.train.seed,
+            config=settings_digest(self.config),
+            origin=str(self.folder),
         )
 
 
