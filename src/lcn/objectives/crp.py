@@ -18,8 +18,9 @@ from torch import Tensor
 from lcn.config import Config as BaseConfig
 from lcn.data.batch import Rows
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import cosine_rows, info_nce, unit
+from lcn.objectives.contrast import cosine_rows, unit
 from lcn.objectives.draw import below, pick_one
+from lcn.objectives.in_batch import in_batch_contrast
 from lcn.objectives.kinds import index_of, read_values
 from lcn.objectives.stream import newest_rows
 
@@ -154,27 +155,20 @@ class Crp(Objective):
     def _anchored(self, pairs: Pairs, view: View) -> Tensor:
         """The second members of other users' positives of the same draw are each anchor's
         negatives."""
-        users, tau = len(pairs.first_U) // self.config.pairs, self.config.temperature
-        valid_PU = pairs.valid_U.view(-1, users)
-        first_PU, second_PU = (
-            item_U.clamp(min=0).view(-1, users) for item_U in (pairs.first_U, pairs.second_U)
+        shape = (self.config.pairs, len(pairs.first_U) // self.config.pairs)
+        first_U, second_U = (item_U.clamp(min=0) for item_U in (pairs.first_U, pairs.second_U))
+        # Of keys only their being equal matters: as small numbers they are cheap to compare.
+        key_I = view.item_keys().unique(return_inverse=True)[1].int()
+        unit_ID = unit(view.item_ID)
+        return in_batch_contrast(
+            unit_ID.index_select(0, first_U).view(*shape, -1),
+            unit_ID.index_select(0, second_U).view(*shape, -1),
+            key_I[first_U].view(shape),
+            key_I[second_U].view(shape),
+            pairs.valid_U.view(shape),
+            self.config.temperature,
+            with_positive=self.config.form == "infonce",
         )
-        x_PUD, y_PUD = unit(view.item_ID[first_PU]), unit(view.item_ID[second_PU])
-        key_I = view.item_keys()
-        x_key_PU, y_key_PU = key_I[first_PU], key_I[second_PU]
-        # A user stands in a draw once, so the diagonal is "the same user"; its keys are equal too.
-        allowed_PUU = (x_key_PU[..., None] != y_key_PU[:, None]) & valid_PU[:, None]
-        allowed_PUU &= y_key_PU[..., None] != y_key_PU[:, None]
-        wanted_PU = valid_PU & allowed_PUU.any(-1)
-        positive_V = (x_PUD * y_PUD).sum(-1)[wanted_PU] / tau
-        logit_VU = torch.einsum("pud,pvd->puv", x_PUD, y_PUD)[wanted_PU] / tau
-        allowed_VU = allowed_PUU[wanted_PU]
-        if self.config.form == "infonce":
-            loss_V = info_nce(logit_VU, allowed_VU, positive_V)
-        else:
-            others_VU = logit_VU.masked_fill(~allowed_VU, -torch.inf)
-            loss_V = torch.logsumexp(others_VU, 1) - positive_V
-        return loss_V.sum() / max(len(loss_V), 1)
 
 
 def draw_pairs(first_UL: Int[Tensor, "U L"], second_UL: Int[Tensor, "U M"], view: View) -> Pairs:
