@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from prepare_twin import Event, Item, Logs, enough, mapping, write
 
+from lcn.api import prepare
 from lcn.cli import cli
 from lcn.config import dump_config
 from lcn.data.dataset import open_dataset
-from lcn.errors import LcnError
+from lcn.errors import ConfigError, LcnError
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_wrong_usage_and_wrong_logs(logs: Path, tmp_path: Path) -> None:
     assert isinstance(unknown.exception, LcnError)
     assert "did you mean 'movielens-1m'" in str(unknown.exception)
     option = _run("kuairand", tmp_path / "out", "--set", "domian=tab")
-    assert "did you mean 'domain'" in str(option.exception)
+    assert option.exit_code == 2 and "did you mean 'domain'" in option.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -63,3 +64,9 @@ def test_preparation_never_imports_torch() -> None:
     code = "import sys, lcn.cli.prepare, lcn.data.prepare; assert 'torch' not in sys.modules"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_mapping_file_has_no_options(logs: Path, tmp_path: Path) -> None:
+    for wrong in ({"memory": "1KB"}, {"path": tmp_path}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: only built-in sources"):
+            prepare(logs / "mapping.yaml", tmp_path / "out", **wrong)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import errno
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from prepare_twin import BASE, Event, Item, Logs, User, enough, mapping, write
 
 from lcn.config import dump_config
 from lcn.data.dataset import Dataset, open_dataset
-from lcn.data.mapping import Csv, Events, Impressions, Limits, Mapping, SplitRule
+from lcn.data.mapping import Csv, Events, Impressions, Limits, Mapping, SplitRule, Users
 from lcn.data.prepare import files, prepare, true_probability, verify
 from lcn.errors import DataError
 from lcn.schema import Manifest
@@ -371,6 +373,93 @@ def test_late_arrivals_are_no_past(tmp_path: Path) -> None:
     assert ends == [0, 1, 2, 2, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("unit", "times", "shown", "sees"),
+    [
+        # A second's event may have happened at its end, the very click to be predicted.
+        ("s", [BASE - 1, BASE], [300, 999, 1000], [1, 1, 2]),
+        ("iso", ["2017-07-13", "2017-07-14"], [300, 86_400_000 - 9_600_001, 76_800_000], [1, 1, 2]),
+        ("iso", ["2017-07-14 02:39", "2017-07-14 02:40"], [300, 59_999, 60_000], [1, 1, 2]),
+        ("iso", ["2017-07-14 02:39:59", "2017-07-14 02:40:00"], [300, 999, 1000], [1, 1, 2]),
+        ("iso", ["2017-07-14 02:39:59", "2017-07-14 02:40:00.299"], [299, 300, 301], [1, 2, 2]),
+        ("s", [f"{BASE}.298", f"{BASE}.299"], [299, 300, 301], [1, 2, 2]),
+        ("us", [BASE * 10**6 - 1, BASE * 10**6], [0, 1, 2], [1, 2, 2]),
+    ],
+)
+def test_a_coarse_time_is_known_at_its_end(tmp_path: Path, unit, times, shown, sees) -> None:
+    """Impressions in milliseconds, events less exactly: nothing is seen before it can be known."""
+    lines = [f"1,a,{time}" for time in times]
+    impressions = [f"1,a,{BASE * 1000 + ms},{k % 2}" for k, ms in enumerate(shown)]
+    asked = _changed("events", time_unit=unit)
+    table = asked.impressions[0].model_copy(update={"time_unit": "ms"})
+    rule = SplitRule(validation_share=0.34, test_share=0.34)
+    asked = asked.model_copy(update={"impressions": (table,), "split": rule})
+    _prepare(tmp_path, lines, impressions, asked=asked)
+    samples = open_dataset(tmp_path / "out").samples
+    assert [int(end) for split in samples.values() for end in split.source_end_S] == sees
+
+
+def test_a_date_column_is_known_at_the_end_of_its_day(tmp_path: Path) -> None:
+    days = [datetime.date(2017, 7, 13), datetime.date(2017, 7, 14)]
+    pq.write_table(pa.table({"u": [1, 1], "i": ["a", "b"], "t": days}), tmp_path / "e.parquet")
+    asked = _changed("events", files=("e.parquet",), time_unit="iso")
+    midnight = 1_499_990_400
+    impressions = [f"1,a,{midnight + k},{k % 2}" for k in (0, 1, 86_399, 86_400, 86_401)]
+    asked = asked.model_copy(update={"split": SplitRule(validation_share=0.2, test_share=0.2)})
+    _prepare(tmp_path, None, impressions, asked=asked)
+    samples = open_dataset(tmp_path / "out").samples
+    ends = [int(end) for split in samples.values() for end in split.source_end_S]
+    assert ends == [1, 1, 1, 2, 2]
+
+
+def test_context_and_candidate_may_share_a_name(tmp_path: Path) -> None:
+    rows = [f"{k % 3},a,{BASE + 10 * k},{k % 2},{k},{100 + k}" for k in range(20)]
+    (tmp_path / "impressions.csv").write_text("\n".join(["u,i,t,y,a,b", *rows]) + "\n")
+    asked = _changed("impressions", context={"price": "a"}, candidate={"price": "b"})
+    _prepare(tmp_path, asked=asked)
+    for group, first in (("request", 0), ("candidate", 100)):
+        table = pq.read_table(tmp_path / "out" / "vocabulary" / group / "price.parquet")
+        assert sorted(map(int, table["value"].to_pylist())) == list(range(first, first + 16))
+
+
+@pytest.mark.parametrize("name", ["user", "current_date", "session_user"])
+def test_a_missing_column_is_no_function_of_sqls(tmp_path: Path, name: str) -> None:
+    (tmp_path / "users.csv").write_text("uid,age\n1,30\n")
+    asked = PLAIN.model_copy(
+        update={"users": (Users(files=("users.csv",), key=name, fields={"age": "age"}),)}
+    )
+    with pytest.raises(DataError, match=f"users.0.key names column '{name}', which .* not have"):
+        _prepare(tmp_path, asked=asked)
+
+
+def test_whole_numbers_as_text_with_a_point_are_the_same_ids(tmp_path: Path) -> None:
+    """As data frames write integer columns with gaps; and decimals."""
+    lines = [f"7.0,a,{BASE}", f"7.5,a,{BASE}", f"x.0,a,{BASE}"]
+    table = pa.table({
+        "u": pa.array([Decimal("7.00"), Decimal("7.50")] * 3, pa.decimal128(10, 2)),
+        "i": ["a"] * 6, "t": [BASE + 1 + k for k in range(6)], "y": [0, 1] * 3,
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "i.parquet")
+    asked = _changed("impressions", files=("i.parquet",)).model_copy(
+        update={"split": SplitRule(validation_share=0.34, test_share=0.34)}
+    )
+    _prepare(tmp_path, lines, asked=asked)
+    keys = pq.read_table(tmp_path / "out" / "users.parquet")["key"].to_pylist()
+    assert keys == [None, "7", "7.5", "x.0", "7.50"]
+
+
+def test_a_column_called_filename_is_a_column(tmp_path: Path) -> None:
+    table = pa.table({
+        "u": ["1", "2", None], "i": ["a"] * 3, "t": [BASE, BASE, BASE], "filename": ["x", "y", "z"],
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "e.parquet")
+    asked = _changed("events", files=("e.parquet",), context={"file": "filename"})
+    _prepare(tmp_path, asked=asked)
+    (row,) = _left(tmp_path, "events")
+    assert (row["reason"], row["number"], row["file"]) == ("missing user", 3, "e.parquet")
+    assert json.loads(row["row"])["filename"] == "z"
+
+
 def test_reserved_and_odd_column_names_work_as_columns(tmp_path: Path) -> None:
     header = "user,select it,group"
     lines = [f"1,a,{BASE + k}" for k in range(3)]
@@ -489,8 +578,33 @@ def test_an_existing_dataset_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "home" / "thesis.txt").exists()
 
 
+def test_nothing_is_removed_that_no_preparation_made(tmp_path: Path) -> None:
+    """`out.old` and `out.partial` are names that people use too."""
+    for name in ("out.old", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").touch()
+    with pytest.raises(DataError, match=r"out.partial exists.*move it away"):
+        _prepare(tmp_path)
+    (tmp_path / "out.partial").rename(tmp_path / "elsewhere")
+    _prepare(tmp_path)
+    prepare(PLAIN, tmp_path / "out", base=tmp_path, force=True)
+    assert (tmp_path / "out.old" / "precious.txt").exists()
+    assert not list(tmp_path.glob(".out-old-*"))
+
+
+def test_a_link_to_a_dataset_is_followed(tmp_path: Path) -> None:
+    _prepare(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "disk")
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        prepare(PLAIN, tmp_path / "out", base=tmp_path, force=True)
+    assert (tmp_path / "out").is_symlink() and not list(tmp_path.glob("*partial"))
+    assert open_dataset(tmp_path / "out").manifest.count.events["source"] == 10
+
+
 def test_what_an_interrupted_run_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "out.partial" / "work").mkdir(parents=True)
+    (tmp_path / "out.partial" / ".lock").touch()
     (tmp_path / "out.partial" / "work" / "work.duckdb").write_bytes(b"half")
     _prepare(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]

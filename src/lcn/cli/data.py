@@ -95,7 +95,7 @@ def show_mapping(name: str, path: Path | None, settings: tuple[str, ...], as_jso
     from lcn.config import dump_config
 
     source = _source(name)
-    options = _options(source, settings)
+    options = source_options(source, settings)
     click.echo(source.licence, err=True)
     mapping = source.mapping(_fetch(source, path), **options)
     if as_json:
@@ -201,7 +201,7 @@ def _fetch(source: LogSource, path: Path | None) -> Path:
         return source.fetch(cache_home(os.environ), path)
 
 
-def _options(source: LogSource, settings: tuple[str, ...]) -> dict[str, Any]:
+def source_options(source: LogSource, settings: tuple[str, ...]) -> dict[str, Any]:
     """Parse `--set key=value`; only options the source declares are known."""
     import yaml
 
@@ -216,7 +216,10 @@ def _options(source: LogSource, settings: tuple[str, ...]) -> dict[str, Any]:
         if key not in known:
             hint = nearest(key, known) if known else "; this source has none"
             raise click.UsageError(f"unknown option {key!r}{hint}")
-        options[key] = yaml.safe_load(text)
+        try:
+            options[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise click.UsageError(f"--set {setting!r}: the value is not valid YAML") from error
     return options
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
-import yaml
 
 from lcn.api import prepare as run_prepare
+from lcn.cli.data import source_options
 from lcn.data.sources import SOURCES
 from lcn.schema import SPLITS, Manifest
 
@@ -54,7 +53,9 @@ def prepare(
     SOURCE_OR_MAPPING is a name of `lcn data list`, fetched if need be, or a mapping file (YAML)
     that says which column of your own logs is what; docs/data.md has an example.
     """
+    options = {}
     if logs in SOURCES:
+        options = source_options(SOURCES[logs], settings)
         click.echo(SOURCES[logs].licence + "\n", err=True)
     elif settings or path:
         raise click.UsageError("--set and --path are for built-in sources, not for mapping files")
@@ -66,22 +67,12 @@ def prepare(
         threads=threads,
         memory_limit=memory,
         progress=True,
-        **_options(settings),
+        **options,
     )
     if as_json:
         click.echo(json.dumps({"folder": str(out), **manifest.model_dump(mode="json")}, indent=1))
     else:
         click.echo(_summary(out, manifest))
-
-
-def _options(settings: tuple[str, ...]) -> dict[str, Any]:
-    options = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {setting!r} is not of the form KEY=VALUE")
-        options[key] = yaml.safe_load(text)
-    return options
 
 
 def _summary(out: Path, manifest: Manifest) -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 
 from lcn.config import Config
 from lcn.data.batch import Batch, Rows
@@ -25,14 +26,14 @@ Int64 = NDArray[np.int64]
 class BatchConfig(Config):
     """How many impressions and how much history a batch holds."""
 
-    size: int = 1024
+    size: PositiveInt = 1024
     """Candidates (impressions) in a batch."""
-    group: int = 8
+    group: PositiveInt = 8
     """Up to this many impressions of one user stand in the same batch and share history rows;
     1 is plain shuffling."""
-    lifelong: int = 500
+    lifelong: PositiveInt = 500
     """N: newest source-domain events of the lifelong history."""
-    short: int = 50
+    short: NonNegativeInt = 50
     """Newest events of each domain in the short-term histories."""
     overlap: bool = True
     """Whether the newest source-domain events stand in the lifelong history too, as in the paper;

@@ -14,9 +14,9 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, PositiveInt, model_validator
 
-from lcn.config import Config, load_config
+from lcn.config import Config, Share, load_config
 from lcn.errors import nearest
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
@@ -126,13 +126,18 @@ class SplitRule(Config):
     validation_from: Moment | None = None
     """ISO date or date-time in `timezone`."""
     test_from: Moment | None = None
-    validation_share: float = 0.1
-    test_share: float = 0.1
+    validation_share: Share = 0.1
+    test_share: Share = 0.1
 
     @model_validator(mode="after")
     def _both_or_none(self) -> SplitRule:
         if (self.validation_from is None) != (self.test_from is None):
             raise ValueError("give both validation_from and test_from, or neither")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                "validation_share and test_share leave nothing to train on: together they must be "
+                "less than 1"
+            )
         return self
 
 
@@ -144,9 +149,9 @@ class Limits(Config):
     latest: Moment | None = None
     """Times after this are rejected as from the future; default: one day after now at run time
     is *not* used, since results must not depend on the clock: 2100-01-01."""
-    max_rejected_share: float = 0.01
+    max_rejected_share: Share = 0.01
     """More rejected rows than this share of any table fails the job."""
-    min_count: int = 1
+    min_count: PositiveInt = 1
     """Values seen fewer times in training days are unknown."""
 
 

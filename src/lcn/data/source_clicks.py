@@ -44,7 +44,7 @@ def source_clicks(dataset: Dataset, most: int = 0, *, seed: int = 0) -> Samples:
 
     Raises:
         ConfigError: its mapping states no responses, or values that no event has; or events that
-            became known later than they happened, whose moment of arrival is not kept.
+            may have become known later than they happened; when is not kept.
     """
     store, manifest = dataset.events["source"], dataset.manifest
     told = response_labels(dataset)
@@ -56,8 +56,9 @@ def source_clicks(dataset: Dataset, most: int = 0, *, seed: int = 0) -> Samples:
         )
     if _late(manifest):
         raise ConfigError(
-            "train.source_steps: events of this dataset have an `arrival`, so what was known when "
-            "a source event happened cannot be told; set train.source_steps to 0"
+            "train.source_steps: events of this dataset have an `arrival`, or tables of different "
+            "`time_unit`, so what was known when a source event happened cannot be told; set "
+            "train.source_steps to 0"
         )
     place, label_V = told
     label_E = label_V[np.asarray(store.context_EG[:, place])]
@@ -117,9 +118,12 @@ def response_labels(dataset: Dataset) -> tuple[int, NDArray[np.int8]] | None:
 
 
 def _late(manifest: Manifest) -> bool:
-    """Whether some events became known later than they happened."""
+    """Whether rows may stand in another order than their times: some events became known later
+    than they happened, or are logged less exactly than others."""
     tables: Any = manifest.mapping.get("events", ())
-    return any(table.get("arrival") for table in tables)
+    units = {table.get("time_unit", "ms") for table in tables}
+    ticks = {unit if unit in ("s", "iso") else "ms" for unit in units}
+    return len(ticks) > 1 or any(table.get("arrival") for table in tables)
 
 
 def _request_context(dataset: Dataset, row_S: NDArray, response: int) -> NDArray[np.int32]:

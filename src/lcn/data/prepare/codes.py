@@ -71,9 +71,12 @@ def number_everything(engine: Engine, read: Read) -> Codes:
         # Every event table has the same context fields, though not in the same order.
         _collect(groups["event"], staged, tuple(mapped.context), tuple(events[0][1].context))
     for staged, mapped in impressions:
-        names = (*mapped.context, *mapped.candidate)
-        _collect(groups["request"], staged, names, tuple(impressions[0][1].context))
-        _collect(groups["candidate"], staged, names, tuple(impressions[0][1].candidate))
+        for group, names, wanted in (
+            ("request", tuple(mapped.context), tuple(impressions[0][1].context)),
+            ("candidate", tuple(mapped.candidate), tuple(impressions[0][1].candidate)),
+        ):
+            first = len(mapped.context) if group == "candidate" else 0
+            _collect(groups[group], staged, names, wanted, first)
     for group, catalogue in (("item", items), ("profile", users)):
         groups[group] = {
             name: [Column(catalogue.table, f"f{number}")]
@@ -89,17 +92,27 @@ def number_everything(engine: Engine, read: Read) -> Codes:
     return Codes(users=counts[USERS], items=counts[ITEMS], **coded)
 
 
-def category(names: tuple[str, ...], name: str) -> str:
-    """Return the staged column of a category, given the order in its table's mapping."""
-    return f"c{names.index(name)}"
+def category(names: tuple[str, ...], name: str, first: int = 0) -> str:
+    """Return the staged column of a category.
+
+    Args:
+        names: the fields of its group, in the order of its table's mapping.
+        name: which of them.
+        first: columns of other groups before them.
+    """
+    return f"c{first + names.index(name)}"
 
 
 def _collect(
-    group: dict[str, list[Column]], staged: Staged, names: tuple[str, ...], wanted: tuple[str, ...]
+    group: dict[str, list[Column]],
+    staged: Staged,
+    names: tuple[str, ...],
+    wanted: tuple[str, ...],
+    first: int = 0,
 ) -> None:
     source = f"(SELECT * FROM {staged.name} WHERE {usable(staged)})"
     for name in wanted:
-        group.setdefault(name, []).append(Column(source, category(names, name)))
+        group.setdefault(name, []).append(Column(source, category(names, name, first)))
 
 
 def _number(engine: Engine, table: str, name: str, columns: list[Column]) -> Coded:

@@ -42,8 +42,8 @@ def store_events(
 ) -> Stored:
     """Write one domain's events by (user, known, time, everything else), and the history ends.
 
-    Known is the later of time and arrival. Context columns hold codes; `write_vocabularies` turns
-    them into vocabulary indices.
+    Known is the end of the later of time and arrival, as exactly as they are logged. Context
+    columns hold codes; `write_vocabularies` turns them into vocabulary indices.
 
     Args:
         seen: counts what occurs in training days.
@@ -148,7 +148,7 @@ def _count_up_to(user_S: Int32, time_S: Int64, user: int, time: int) -> int:
 def _ordered(tables: list[tuple[Staged, Events]], codes: Codes, domain: Domain) -> str:
     columns = {
         '"user"': f"{USERS}.address",
-        "known": "greatest(log.time, coalesce(log.known, log.time))",
+        "known": "log.known",
         "time": "log.time",
         "item": f"{ITEMS}.address",
     }

@@ -60,7 +60,7 @@ def sort_impressions(
     request, candidate = len(codes.request), len(codes.candidate)
     selects = []
     for staged, mapped in tables:
-        names = (*mapped.context, *mapped.candidate)
+        context, own = tuple(mapped.context), tuple(mapped.candidate)
         columns = {
             '"user"': f"{USERS}.address",
             "item": f"{ITEMS}.address",
@@ -69,7 +69,8 @@ def sort_impressions(
             "dwell": "log.dwell",
             "probability": "log.probability",
         }
-        fields = [(coded, category(names, coded.name)) for coded in codes.request + codes.candidate]
+        fields = [(coded, category(context, coded.name)) for coded in codes.request]
+        fields += [(coded, category(own, coded.name, len(context))) for coded in codes.candidate]
         selects.append(encoded(staged, columns, fields))
     keys = ["time", '"user"', "item", "label", "dwell", "probability"]
     keys += [f"k{number}" for number in range(request + candidate)]

@@ -75,8 +75,8 @@ def open_input(engine: Engine, source: Source, label: str, place: str, base: Pat
         names = ", ".join(literal(file) for file in files)
         recording = [f"SELECT * FROM read_parquet([{names}], union_by_name = true)"]
         passing = [
-            f'SELECT * EXCLUDE (filename), filename AS "lcn file", {_NUMBER} '
-            f"FROM read_parquet([{names}], union_by_name = true, filename = true)"
+            f"SELECT *, {_NUMBER} "
+            f"FROM read_parquet([{names}], union_by_name = true, filename = 'lcn file')"
         ]
     sql = "(" + " UNION ALL BY NAME ".join(recording) + ")"
     with explained(f"{place}: cannot read {_few(files)}"):
@@ -173,6 +173,9 @@ def bind(engine: Engine, table: Input, setting: str, expression: str) -> Express
     # A plain column name stands for the column even where SQL would read it as a keyword.
     name = known.get(expression.strip().lower())
     sql = quote(name) if name else f"({expression}\n)"
+    if name is None and expression.strip().isidentifier() and not _is_literal(expression):
+        # SQL would take some names (user, current_date) for functions of its own.
+        raise DataError(_unbound(table, place, expression, None))
     try:
         described = engine.rows(f"DESCRIBE SELECT {sql} AS bound FROM {table.sql}")
     except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:
@@ -191,7 +194,15 @@ def as_text(expression: Expression) -> str:
     """
     sql = expression.sql
     if expression.kind == "VARCHAR":
-        return f"nullif({sql}, '')"
+        return (
+            f"CASE WHEN ends_with({sql}, '.0') AND regexp_full_match({sql}, '-?[0-9]+\\.0') "
+            f"THEN {sql}[:-3] ELSE nullif({sql}, '') END"
+        )
+    if expression.kind.startswith("DECIMAL"):
+        return (
+            f"CASE WHEN {sql} = trunc({sql}) THEN CAST(CAST({sql} AS HUGEINT) AS VARCHAR) "
+            f"ELSE CAST({sql} AS VARCHAR) END"
+        )
     if expression.kind in ("FLOAT", "DOUBLE"):
         return (
             f"CASE WHEN isnan({sql}) THEN NULL WHEN abs({sql}) < 9e15 AND {sql} = trunc({sql}) "
@@ -213,7 +224,11 @@ def as_key(expression: Expression, kind: str) -> str:
     return f"CAST({expression.sql} AS BIGINT)" if kind == "BIGINT" else as_text(expression)
 
 
-def _unbound(table: Input, place: str, expression: str, error: duckdb.Error) -> str:
+def _is_literal(expression: str) -> bool:
+    return expression.strip().lower() in ("true", "false", "null")
+
+
+def _unbound(table: Input, place: str, expression: str, error: duckdb.Error | None) -> str:
     text = str(error)
     if expression.strip().isidentifier():
         return (

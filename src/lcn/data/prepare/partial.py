@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,19 @@ _LOCK = ".lock"
 def partial_folder(folder: Path, *, force: bool) -> Iterator[Path]:
     """Yield `<folder>.partial`, empty, and rename it to `folder` when the block ends well.
 
-    What an interrupted run left is removed at the next start; a block that raises cleans up.
+    What an interrupted run left is removed at the next start; a block that raises cleans up. A
+    folder that is a link is followed: the dataset it names is replaced.
 
     Raises:
-        DataError: the folder exists and `force` is not set, it is no dataset, or another process
-            is preparing it.
+        DataError: the folder exists and `force` is not set, it is no dataset, another process is
+            preparing it, or something else stands at `<folder>.partial`.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     partial = folder.with_name(folder.name + ".partial")
     _check_free(folder, force)
     with explained(f"making {partial}"):
         if partial.exists():
+            _check_left_behind(partial)
             with _locked(partial):
                 shutil.rmtree(partial)
         partial.mkdir(parents=True)
@@ -56,20 +59,28 @@ def _check_free(folder: Path, force: bool) -> None:
         )
 
 
+def _check_left_behind(partial: Path) -> None:
+    """Refuse to remove what no run of ours left."""
+    if not partial.is_dir() or not (partial / _LOCK).exists():
+        raise DataError(
+            f"{partial} exists and is nothing that an interrupted preparation left (it has no "
+            f"{_LOCK}); a dataset is written there first: move it away, or choose another folder"
+        )
+
+
 def _swap_in(partial: Path, folder: Path) -> None:
     """Rename into place; an old dataset is moved away first and removed last."""
-    old = folder.with_name(folder.name + ".old")
-    if old.exists():
-        shutil.rmtree(old)
+    old = None
     if folder.exists():
-        folder.replace(old)
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        folder.replace(old / folder.name)
     partial.replace(folder)
     descriptor = os.open(folder.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if old.exists():
+    if old is not None:
         shutil.rmtree(old)
 
 

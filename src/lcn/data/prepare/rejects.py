@@ -84,12 +84,19 @@ def check_share(
     if bad <= limit * rejected.rows:
         return
     lines = []
-    for reason, count in sorted(rejected.reasons.items(), key=lambda item: (-item[1], item[0])):
-        example = engine.rows(
-            f"SELECT file, number, row FROM ({_examples(staged)}) "
-            f"WHERE reason = {literal(reason)} ORDER BY ALL LIMIT 1"
+    examples = dict(
+        engine.rows(
+            "SELECT reason, min({'file': file, 'number': number, 'row': row}) "
+            f"FROM ({_examples(staged)}) GROUP BY reason"
         )
-        where = "".join(f", for example row {n} of {f}: {r[:300]}" for f, n, r in example)
+    )
+    for reason, count in sorted(rejected.reasons.items(), key=lambda item: (-item[1], item[0])):
+        first = examples.get(reason)
+        where = (
+            f", for example row {first['number']} of {first['file']}: {first['row'][:300]}"
+            if first
+            else ""
+        )
         lines.append(f"{count:,} with {reason}{where}")
     hint = ""
     if isinstance(mapped, Events | Impressions) and any("time" in r for r in rejected.reasons):
@@ -134,9 +141,12 @@ def _examples(staged: Staged) -> str:
     )
     # A mended copy lacks the malformed lines that its file has above a row.
     missing = (
-        f"SELECT count(*) FROM {malformed(staged)} AS m WHERE m.file = n.file AND m.kept < n.number"
+        "SELECT file, kept, sum(count(*)) OVER (PARTITION BY file ORDER BY kept) AS lines "
+        f"FROM {malformed(staged)} GROUP BY file, kept"
     )
     return (
-        f"SELECT reason, file, number + ({missing}) AS number, row FROM ({numbered}) AS n "
+        "SELECT n.reason, n.file, n.number + coalesce(m.lines, 0)::BIGINT AS number, n.row "
+        f"FROM ({numbered}) AS n ASOF LEFT JOIN ({missing}) AS m "
+        "ON n.file = m.file AND n.number > m.kept "
         f"UNION ALL SELECT reason, file, number, row FROM {malformed(staged)}"
     )

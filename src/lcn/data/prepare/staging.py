@@ -21,7 +21,7 @@ from lcn.data.prepare.inputs import (
     bind,
     without_malformed_lines,
 )
-from lcn.data.prepare.times import Bounds, as_milliseconds
+from lcn.data.prepare.times import Bounds, as_milliseconds, last_millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +151,20 @@ def events_query(
         DataError: an expression does not fit the table.
     """
     columns, checks = _who_what_when(engine, table, mapped, bounds, kinds)
-    columns["known"] = "NULL"
+    time = bind(engine, table, "time", mapped.time)
+    known = last_millisecond(time, mapped.time_unit, columns["time"])
     if mapped.arrival is not None:
         arrival = bind(engine, table, "arrival", mapped.arrival)
         columns["no arrival"] = _missing(arrival)
-        columns["known"] = as_milliseconds(arrival, mapped.time_unit, f"{table.place}.arrival")
+        columns["arrival"] = as_milliseconds(arrival, mapped.time_unit, f"{table.place}.arrival")
+        last = last_millisecond(arrival, mapped.time_unit, columns["arrival"])
+        # A missing arrival is passed over.
+        known = f"greatest({known}, {last})"
         checks += [
-            ('known IS NULL AND NOT "no arrival"', "unreadable arrival"),
-            (f"known > {bounds.latest}", "arrival after latest"),
+            ('arrival IS NULL AND NOT "no arrival"', "unreadable arrival"),
+            (f"arrival > {bounds.latest}", "arrival after latest"),
         ]
-    columns["known"] = f"CAST({columns['known']} AS BIGINT)"
+    columns["known"] = f"CAST({known} AS BIGINT)"
     columns["target"] = str(mapped.domain == "target").lower()
     if mapped.domain_rule is not None:
         rule = bind(engine, table, "domain_rule", mapped.domain_rule)
@@ -176,7 +180,7 @@ def events_query(
         checks=checks,
         kept=("user", "item", "time", "known", "target", *categories, *_id(columns)),
         where=_all_of(engine, table, where=mapped.where),
-        order=("greatest(time, coalesce(known, time))", "time", "user", "item", *categories),
+        order=("known", "time", "user", "item", *categories),
         has_id=mapped.event_id is not None,
     )
 

@@ -14,6 +14,8 @@ _PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
 """Ticks of a unit in a millisecond."""
 _FLOATS = ("FLOAT", "DOUBLE", "DECIMAL", "UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM")
 _DATES = ("TIMESTAMP", "DATE")
+_DAY = r"'\s*\d+-\d{1,2}-\d{1,2}\s*'"
+_MINUTE = r"'\s*\d+-\d{1,2}-\d{1,2}[ T]\d{1,2}:\d{2}\s*'"
 _MS_PER_YEAR = 31_556_952_000
 
 
@@ -85,6 +87,35 @@ def as_milliseconds(expression: Expression, unit: TimeUnit, place: str) -> str:
     if kind.startswith(_DATES):
         raise DataError(f"{place} is of type {kind}, not a number of {unit}; set time_unit to iso")
     raise DataError(f"{place} is of type {kind}; expected a number, text or a timestamp")
+
+
+def last_millisecond(expression: Expression, unit: TimeUnit, time: str) -> str:
+    """Return SQL for the latest moment that a logged time may stand for.
+
+    A log of whole seconds says 10 for what happened at 10.7, and a date for all of its day: nobody
+    knew of it before. Whole seconds among times with fractions are taken alike, which hides an
+    event from at most the rest of its second.
+
+    Args:
+        expression: the logged time.
+        unit: its unit.
+        time: SQL of the same time in milliseconds, from `as_milliseconds`.
+    """
+    if unit in ("ms", "us", "ns"):
+        return time
+    whole = f"({time}) + CASE WHEN ({time}) % 1000 = 0 THEN 999 ELSE 0 END"
+    if unit == "s":
+        return whole
+    sql = expression.sql
+    day = f"TRY(epoch_ms(CAST(TRY_CAST({sql} AS DATE) + INTERVAL 1 DAY AS TIMESTAMPTZ)) - 1)"
+    if expression.kind == "DATE":
+        return day
+    if expression.kind != "VARCHAR":
+        return whole
+    return (
+        f"CASE WHEN regexp_full_match({sql}, {_DAY}) THEN {day} "
+        f"WHEN regexp_full_match({sql}, {_MINUTE}) THEN ({time}) + 59999 ELSE {whole} END"
+    )
 
 
 def unit_hint(median: float | None, unit: TimeUnit, bounds: Bounds) -> str:
