@@ -66,6 +66,7 @@ def make_world(
     folder: Path, backbone: str = "lap", seed: int = 0, dataset: Dataset | None = None, **settings
 ) -> World:
     """A world with an untrained model (parity does not ask how good it is)."""
+    batch = settings.pop("batch", BATCH)
     dataset = dataset or named_toy(folder / "dataset")
     torch.manual_seed(seed)
     options = {"sim_hard": {"key": "category"}, "lap": {"k1": 8, "k2": 4}}.get(backbone, {})
@@ -80,7 +81,7 @@ def make_world(
     )
     spread(model)
     bundle = folder / f"bundle-{backbone}-{seed}"
-    write_bundle(bundle, parts_of(model, dataset))
+    write_bundle(bundle, parts_of(model, dataset, batch=batch))
     return World(dataset, model.eval(), bundle)
 
 
@@ -92,16 +93,22 @@ def spread(model: Model) -> None:
                 parameter[2:].normal_(std=0.7)
 
 
-def parts_of(model: Model, dataset: Dataset, name: str = "toy", canary: Batch | None = None):
+def parts_of(
+    model: Model,
+    dataset: Dataset,
+    name: str = "toy",
+    canary: Batch | None = None,
+    batch: BatchConfig = BATCH,
+):
     """What a bundle of this model is made of."""
     return BundleParts(
         name=name,
         model=model,
-        batch=BATCH,
+        batch=batch,
         manifest=dataset.manifest,
         item_IF=dataset.item_IF,
         user_UP=dataset.user_UP,
         names=read_names(dataset.folder),
-        canary=canary or canary_batch(dataset, BATCH),
+        canary=canary or canary_batch(dataset, batch),
         trained={"auc": 0.5},
     )

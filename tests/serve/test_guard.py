@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import pytest
 from serve_world import World
 from test_http import ITEMS, live
 
+from lcn.serve import server as server_module
 from lcn.serve.client import Client
+from lcn.serve.guard import Guard
 from lcn.serve.scorer import Scorer
 
 HEADER_S = 0.4
-GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +120,26 @@ def test_a_crowd_that_waits_makes_room(client: Client) -> None:
         assert until_closed(first) == b""  # the one that waited longest went, long before its time
 
 
+def test_peers_that_do_not_read_make_room(tmp_path, world: World, monkeypatch) -> None:
+    """They ask for much, never read it, and would hold their connections for ever."""
+    monkeypatch.setattr(server_module, "Guard", partial(Guard, write_s=0.5))
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400
+    with live(tmp_path, world.bundle, max_connections=4) as (_, client), ExitStack() as stack:
+        client.close()
+        host, port = client.url.removeprefix("http://").split(":")  # type: ignore[attr-defined]
+        for _ in range(4):
+            peer = stack.enter_context(socket.socket())
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.connect((host, int(port)))
+            peer.sendall(ask)
+        time.sleep(3)
+        with Client(client.url) as other:  # type: ignore[attr-defined]
+            assert len(other.rank("u", ITEMS).scores) == len(ITEMS)
+
+
 def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
     body = b'{"user": "u", "candidates": ["i41"], "request_id": "%d"}'
-    head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     data = b""
     for number in range(20):
         part = body % number
@@ -133,7 +153,7 @@ def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
     assert numbers == list(range(20))
 
 
-RANK = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+RANK = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def ranking(**more: object) -> bytes:
@@ -196,10 +216,10 @@ def test_others_are_served_while_headers_drip(client: Client) -> None:
 
 
 STRANGE = {
-    "authority": b"CONNECT h:1 HTTP/1.1\r\nHost: x\r\n\r\n",
-    "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-    "bytes in the path": b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-    "bad escape": b"GET /v1/users/%zz%ff/state HTTP/1.1\r\nHost: x\r\n\r\n",
+    "authority": b"CONNECT h:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "bytes in the path": b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "bad escape": b"GET /v1/users/%zz%ff/state HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "websocket": GET + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "two lengths": b"POST /v1/rank HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
     "length and chunks": b"POST /v1/rank HTTP/1.1\r\nContent-Length: 3\r\n"

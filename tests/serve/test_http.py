@@ -14,9 +14,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-from serve_world import World, make_world
+from serve_world import BATCH, World, make_world, parts_of
 
-from lcn.errors import StoreError
+from lcn.errors import ServeError, StoreError
+from lcn.serve.bundle import read_bundle_manifest, write_bundle
 from lcn.serve.client import Client, Refused
 from lcn.serve.server import Running, background, open_server
 from lcn.serve.settings import ServeConfig
@@ -226,7 +227,7 @@ RAW = {
 def test_bytes_that_are_no_request(client: Client, name: str) -> None:
     body, status = RAW[name]
     head = (
-        b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     )
     answer = raw(client, head + body)
@@ -236,7 +237,7 @@ def test_bytes_that_are_no_request(client: Client, name: str) -> None:
 
 def test_sizes_and_media_types(client: Client) -> None:
     """S-08: 413 and 415, whether or not the size is told beforehand."""
-    start = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\n"
+    start = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\n"
     kind = b"Content-Type: application/json\r\n"
     told = raw(client, start + kind + b"Content-Length: 2000000\r\n\r\n")
     assert told.startswith(b"HTTP/1.1 413")
@@ -321,7 +322,7 @@ def test_pages(client: Client) -> None:
         ("/docs", b"openapi.json"),
         ("/openapi.json", b"3.1"),
     ):
-        answer = raw(client, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = raw(client, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 200")
         assert word in answer
 
@@ -329,7 +330,7 @@ def test_pages(client: Client) -> None:
 def test_a_slow_body_is_cut_off(tmp_path, world) -> None:
     """R-37: others are served meanwhile."""
     with live(tmp_path, world.bundle, body_timeout_s=0.3) as (_, client):
-        head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         slow = threading.Thread(target=client.rank, args=("u", ITEMS))
         started = time.monotonic()
         answer = raw(client, head + b"Content-Length: 100\r\n\r\n{")
@@ -368,6 +369,100 @@ def test_tokens_open_their_own_scope(tmp_path, world) -> None:
         path.write_text(json.dumps({"rank": ["another-0123456789abcdef"]}))
         assert status("another-0123456789abcdef", calls["rank"]) == 200
         assert status(tokens["rank"][0], calls["rank"]) == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"X-Forwarded-For": "203.0.113.9"}, "a proxy sent it on"),
+        ({"Forwarded": "for=203.0.113.9"}, "a proxy sent it on"),
+        ({"Host": "shop.example"}, "it asks for the host 'shop.example'"),
+        ({"Origin": "https://evil.example"}, "a page of 'https://evil.example' sent it"),
+        ({"Origin": "null"}, "a page of 'null' sent it"),
+    ],
+)
+def test_without_tokens_only_this_machine_is_answered(client: Client, headers, said: str) -> None:
+    """A proxy with TLS on this machine must not open the server to everybody."""
+    connection = http.client.HTTPConnection(client.url.removeprefix("http://"))  # type: ignore[attr-defined]
+    for path in ("/v1/models/toy/rollback", "/v1/models/load"):
+        connection.request(
+            "POST", path, b"", headers={"Content-Type": "application/json", **headers}
+        )
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status == 403 and said in text and "--tokens" in text
+    for own in ({}, {"Origin": client.url}, {"Host": "localhost:80"}):  # type: ignore[attr-defined]
+        connection.request("GET", "/v1/models", headers=own)
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        answer.read()
+    connection.close()
+
+
+def test_the_client_outlives_a_closed_connection(tmp_path, world) -> None:
+    """Servers close idle connections; a call that finds its own closed is made once more."""
+    with live(tmp_path, world.bundle) as (_, client):
+        for _ in range(3):
+            assert client.models()
+            client._connection.sock.shutdown(socket.SHUT_RDWR)
+        assert client.add([event(1, "again")]).outcomes == ["stored"]
+        client._connection.sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(ServeError, match="no answer"):
+            client.rollback("toy")
+
+
+def test_loading_what_serves_changes_nothing(tmp_path, world) -> None:
+    """A client that gave up waiting and tries again does not lose the version before."""
+    for seed, name in ((0, "one"), (3, "two")):
+        made = make_world(tmp_path / name, seed=seed, dataset=world.dataset)
+        shutil.move(made.bundle, tmp_path / f"v{name}")
+    with live(tmp_path, tmp_path / "vone") as (running, client):
+        first = client.models()[0]["version"]
+        for _ in range(3):
+            client.load("vtwo")
+        assert client.rollback("toy")["version"] == first
+        other = read_bundle_manifest(tmp_path / "vtwo")
+        write_bundle(
+            tmp_path / "vthree", parts_of(world.model, world.dataset), version=other.version
+        )
+        client.rollback("toy")
+        with pytest.raises(Refused, match="another bundle of version"):
+            client.load("vthree")
+        assert running.parts.registry.get().version == other.version
+
+
+def test_a_model_that_the_store_cannot_feed_is_refused(tmp_path, world) -> None:
+    longer = make_world(
+        tmp_path / "l",
+        seed=4,
+        dataset=world.dataset,
+        batch=BATCH.model_copy(update={"lifelong": 60}),
+    )
+    shutil.copytree(world.bundle, tmp_path / "vone")
+    shutil.move(longer.bundle, tmp_path / "vlong")
+    with live(tmp_path, tmp_path / "vone", history=30) as (running, client):
+        with pytest.raises(Refused, match=r"409.*reads 60 events.*the store keeps 30"):
+            client.load("vlong")
+        registry = running.parts.registry
+        kept = registry._store.fields
+        registry._store.fields = ()
+        try:
+            with pytest.raises(ServeError, match="reads the event context fields"):
+                registry._check_store(registry.get().manifest)
+        finally:
+            registry._store.fields = kept
+
+
+def test_the_hottest_users_stay_after_a_swap(tmp_path, world) -> None:
+    shutil.copytree(world.bundle, tmp_path / "vone")
+    other = make_world(tmp_path / "w", seed=5, dataset=world.dataset)
+    shutil.move(other.bundle, tmp_path / "vtwo")
+    with live(tmp_path, tmp_path / "vone") as (running, client):
+        for user in ("cold", "warm", "hot"):
+            client.add([event(1, user)])
+            client.rank(user, ITEMS)
+        client.load("vtwo")
+        assert running.parts.registry.get().cache.hot_users(3) == ["hot", "warm", "cold"]
 
 
 def test_tokens_are_made_beyond_loopback(tmp_path, world) -> None:

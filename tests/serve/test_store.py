@@ -13,6 +13,7 @@ from lcn.errors import StoreError
 from lcn.serve.store.base import Limits
 from lcn.serve.store.lmdb_store import LmdbStore
 from lcn.serve.store.records import EVENT, KNOWN, TIME, Event, Packed, pack, time_problem
+from lcn.serve.store.redis_store import RedisStore
 
 NOW = 1_700_000_000_000
 
@@ -180,6 +181,25 @@ def test_other_fields_are_refused(tmp_path, redis_url) -> None:
     LmdbStore(tmp_path / "s", ("kind",), Limits()).close()
     with pytest.raises(StoreError, match="keeps the event context fields"):
         LmdbStore(tmp_path / "s", ("hour",), Limits())
+
+
+def test_a_model_that_needs_fewer_fields_uses_the_store(tmp_path, redis_url) -> None:
+    """Models come and go, in any order; the store keeps the fields it was made for."""
+    two = ("hour", "kind")
+    for reopen in (
+        lambda fields: LmdbStore(tmp_path / "s", fields, Limits()),
+        lambda fields: RedisStore(redis_url, fields, Limits(), prefix="fewer"),
+    ):
+        store = reopen(two)
+        store.append([pack(Event("u", "e", "i", NOW), two)], NOW)
+        store.close()
+        for fields in (("kind",), (), ("kind", "hour")):
+            store = reopen(fields)
+            assert store.fields == two
+            assert store.read("u", NOW).source.shape == (1, 7)
+            store.close()
+        with pytest.raises(StoreError, match="keeps the event context fields"):
+            reopen(("kind", "device"))
 
 
 def test_a_folder_in_use_is_refused(tmp_path) -> None:

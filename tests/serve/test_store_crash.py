@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import signal
@@ -14,7 +15,9 @@ import pytest
 
 from lcn.errors import StoreError
 from lcn.serve.store import folder as folder_module
+from lcn.serve.store import lmdb_store as lmdb_module
 from lcn.serve.store.base import Limits
+from lcn.serve.store.folder import StoreFolder
 from lcn.serve.store.lmdb_store import LmdbStore
 from lcn.serve.store.records import Event, pack
 from lcn.serve.store.tail import Entry, Frame, Tail, read_tail
@@ -128,6 +131,112 @@ def test_a_damaged_snapshot_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(folder_module, "boot_id", lambda: "another boot")
     with pytest.raises(StoreError, match="is damaged"):
         LmdbStore(copy, (), Limits(), "everysec")
+
+
+def test_a_store_that_cannot_be_recovered_stays_as_it_is(tmp_path, monkeypatch) -> None:
+    store = filled(tmp_path / "a")
+    store.snapshot()
+    copy = crash(store, tmp_path / "a", tmp_path / "b")
+    before = (copy / "lmdb" / "data.mdb").read_bytes()
+    monkeypatch.setattr(folder_module, "boot_id", lambda: "another boot")
+    (copy / "snapshot" / "sha256").write_text("of something else")
+    with pytest.raises(StoreError, match="is damaged"):
+        LmdbStore(copy, (), Limits(), "everysec")
+    shutil.rmtree(copy / "snapshot")
+    with pytest.raises(StoreError, match="its snapshot is gone"):
+        LmdbStore(copy, (), Limits(), "everysec")
+    assert (copy / "lmdb" / "data.mdb").read_bytes() == before
+    assert not (copy / "lmdb.untrusted").exists()
+
+
+def test_a_log_that_cannot_be_synced_takes_no_events(tmp_path, monkeypatch) -> None:
+    """F-07: an acknowledgement at `everysec` means on disk in a second, or there is none."""
+    store = filled(tmp_path)
+    monkeypatch.setattr(lmdb_module, "RETRY_S", 0.0)
+
+    def broken(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tail, "sync", broken)
+        patch.setattr(StoreFolder, "write_snapshot", lambda *_: broken(None))
+        store._keep_durable()
+        for refused in (lambda: store.append([event(90)], 0), lambda: store.delete("u")):
+            with pytest.raises(StoreError, match=r"cannot be put on disk.*Input/output error"):
+                refused()
+    store._retry_at = 0.0
+    store._keep_durable()  # a snapshot makes it whole again
+    assert store.append([event(90)], 0).outcomes == ("stored",)
+    assert len(store.read("u", 0).source) == 17
+    store.close()
+
+
+def test_a_failed_snapshot_ends_no_thread(tmp_path, monkeypatch) -> None:
+    store = filled(tmp_path)
+    tries = []
+
+    def full(self, copy) -> None:
+        tries.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb_module, "SNAPSHOT_BYTES", 0)
+        patch.setattr(StoreFolder, "write_snapshot", full)
+        store._keep_durable()
+        store._keep_durable()
+        assert len(tries) == 1  # the next one waits
+        assert store.append([event(90)], 0).durability == "everysec"
+    assert not store.failure
+    store.close()
+
+
+def test_a_removed_user_leaves_the_logs(tmp_path, monkeypatch) -> None:
+    """F-12: within a minute, or when the store is closed, or after a crash."""
+    monkeypatch.setattr(lmdb_module, "FORGET_S", 0.0)
+    store = filled(tmp_path / "a")
+    store.append([event(500, user="somebody")], 0)
+    assert b"somebody" in logs(tmp_path / "a")
+    store.delete("somebody")
+    copy = crash(store, tmp_path / "a", tmp_path / "b")
+    assert b"somebody" not in logs(tmp_path / "a")
+    again = LmdbStore(copy, (), Limits(), "everysec")
+    again._keep_durable()
+    assert b"somebody" not in logs(copy)
+    again.close()
+
+
+def logs(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob("tail-*.log"))
+
+
+def test_logs_of_many_starts_are_folded(tmp_path, monkeypatch) -> None:
+    for n in range(4):
+        store = LmdbStore(tmp_path, (), Limits(), "everysec")
+        store.append([event(n)], 0)
+        store.close()
+    assert len(list(tmp_path.glob("tail-*.log"))) == 4
+    monkeypatch.setattr(lmdb_module, "SNAPSHOT_BYTES", 200)
+    store = LmdbStore(tmp_path, (), Limits(), "everysec")
+    store._keep_durable()
+    assert len(list(tmp_path.glob("tail-*.log"))) == 1
+    store.close()
+
+
+def test_zeros_at_the_end_of_a_log_are_a_torn_end(tmp_path, log: bytes) -> None:
+    """What file systems leave where a last write was cut off by the power."""
+    path = tmp_path / "tail"
+    for zeros in (1, 7, 8, 12, 4096):
+        path.write_bytes(log + bytes(zeros))
+        assert len(list(read_tail(path))) == len(list(read_tail(whole(path, log))))
+    path.write_bytes(log + bytes(64) + log)
+    with pytest.raises(StoreError, match="damaged"):
+        list(read_tail(path))
+
+
+def whole(path: Path, log: bytes) -> Path:
+    path = path.with_name("whole")
+    path.write_bytes(log)
+    return path
 
 
 def test_levels_may_change_between_runs(tmp_path, monkeypatch) -> None:

@@ -45,7 +45,7 @@ def post(path: str, body: bytes, token: str | None = None) -> bytes:
     """A whole request with a JSON body."""
     auth = f"Authorization: Bearer {token}\r\n" if token else ""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: lcn\r\nContent-Type: application/json\r\n{auth}"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{auth}"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -95,7 +95,7 @@ def _repair(config: Any, bundles: tuple[Path, ...]) -> None:
     from lcn.serve.store.lmdb_store import LmdbStore
 
     manifests = [read_bundle_manifest(bundle) for bundle in bundles]
-    longest = max(manifest.lifelong for manifest in manifests)
+    longest = max(manifest.reads for manifest in manifests)
     folder = Path(config.store or Path(config.data_dir) / "store")
     store = LmdbStore(
         folder, event_fields(manifests), config.limits(longest), config.durability, repair=True

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from lcn.errors import ServeError
 
@@ -92,6 +95,43 @@ def tokens_for(path: Path | None, data_dir: Path, *, loopback: bool) -> Tokens |
         with os.fdopen(handle, "w") as file:
             json.dump({scope: [secrets.token_urlsafe(32)] for scope in SCOPES}, file, indent=1)
     return Tokens(made)
+
+
+def foreign(headers: Mapping[str, str]) -> str | None:
+    """Why a request to a server without tokens does not come from this machine's own programs;
+    None where nothing speaks against it.
+
+    A proxy on this machine would open the server to everybody, and a browser lets pages of other
+    sites send requests to it.
+
+    Args:
+        headers: of the request, names in lower case.
+    """
+    for name in ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"):
+        if name in headers:
+            return f"a proxy sent it on ({name})"
+    if not is_loopback(_host_of(headers.get("host", "localhost"))):
+        return f"it asks for the host {headers['host']!r}"
+    origin = headers.get("origin")
+    if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
+        return f"a page of {origin!r} sent it"
+    return None
+
+
+@lru_cache(maxsize=64)
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine for itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _host_of(text: str) -> str:
+    return urlsplit(f"//{text}").hostname or ""
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -45,7 +45,7 @@ from lcn.serve.names import Names, read_names
 from lcn.train.checkpoint import load_weights
 from lcn.train.run import open_run
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -85,6 +85,8 @@ class BundleManifest(_Record):
     """N: newest source-domain events of the lifelong history."""
     short: int
     """Newest events of each domain in the short-term histories."""
+    overlap: bool
+    """Whether the newest source-domain events stand in the lifelong history too."""
     dataset: Manifest
     """Fields and their sizes; without the mapping."""
     dataset_fingerprint: str
@@ -97,6 +99,11 @@ class BundleManifest(_Record):
     event. A model without this promise is not loaded."""
     canary: CanaryFacts
     files: dict[str, FileFacts]
+
+    @property
+    def reads(self) -> int:
+        """Newest events of a domain that a request looks at."""
+        return max(self.lifelong, self.short) if self.overlap else self.lifelong + self.short
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +235,7 @@ def _fill(partial: Path, parts: BundleParts, version: str | None) -> BundleManif
         config=model.config,
         lifelong=parts.batch.lifelong,
         short=parts.batch.short,
+        overlap=parts.batch.overlap,
         dataset=dataset,
         dataset_fingerprint=parts.manifest.fingerprint,
         trained=dict(parts.trained),

@@ -12,6 +12,9 @@ from urllib.parse import quote, urlsplit
 from lcn.errors import ServeError
 from lcn.serve.store.records import Event
 
+LOAD_S = 600.0
+"""Seconds for a bundle to be checked and its users' states to be built."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -60,6 +63,7 @@ class Client:
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
         self._connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout)
+        self._timeout = timeout
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -118,15 +122,24 @@ class Client:
         return self.call("GET", "/v1/models")
 
     def load(self, bundle: str) -> dict[str, Any]:
-        """Let a bundle of the server's folder take over."""
-        return self.call("POST", "/v1/models/load", {"bundle": bundle})
+        """Let a bundle of the server's folder take over; it may take minutes."""
+        body = {"bundle": bundle}
+        return self.call("POST", "/v1/models/load", body, timeout=LOAD_S)
 
     def rollback(self, model: str) -> dict[str, Any]:
         """Put a model's version before back."""
         return self.call("POST", f"/v1/models/{model}/rollback")
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, *, timeout: float | None = None
+    ) -> Any:
         """Any request, JSON both ways.
+
+        Args:
+            method: of HTTP.
+            path: with a leading slash.
+            body: to be sent as JSON.
+            timeout: seconds for the answer; default: the client's.
 
         Raises:
             Refused: an error of the server.
@@ -134,9 +147,7 @@ class Client:
         """
         data = None if body is None else json.dumps(body)
         try:
-            self._connection.request(method, path, data, self._headers)
-            response = self._connection.getresponse()
-            text = response.read()
+            response, text = self._ask(method, path, data, timeout)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise ServeError(f"no answer from the server: {error}") from error
@@ -148,6 +159,26 @@ class Client:
                 message = text.decode(errors="replace")
             raise Refused(response.status, message, float(retry) if retry else None)
         return json.loads(text)
+
+    def _ask(
+        self, method: str, path: str, data: str | None, timeout: float | None
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """One request; once more on a new connection where the old one had been closed meanwhile,
+        as servers do with idle ones. What changes which models serve is never sent twice."""
+        connection = self._connection
+        connection.timeout = timeout or self._timeout
+        reused = connection.sock is not None
+        if reused:
+            connection.sock.settimeout(connection.timeout)
+        try:
+            connection.request(method, path, data, self._headers)
+            response = connection.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            if not reused or path.startswith("/v1/models/"):
+                raise
+            connection.close()
+            return self._ask(method, path, data, timeout)
+        return response, response.read()
 
     def close(self) -> None:
         """Close the connection."""

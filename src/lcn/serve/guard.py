@@ -3,7 +3,8 @@
 A connection has so long to send the headers of a request, from its opening or from the request's
 first byte; headers have a largest size; and of the connections that wait (for headers, or between
 two requests) the one that has waited longest makes room for a new one. Running requests are never
-cut off. Bodies have limits of their own, in `lcn.serve.limits`.
+cut off, unless their peer does not read the answer. Bodies have limits of their own, in
+`lcn.serve.limits`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Guard:
         header_s: seconds until the headers of a request are complete.
         header_bytes: of request line and headers.
         connections: open at once.
+        write_s: seconds that a peer may leave an answer unread.
     """
 
     header_s: float
     header_bytes: int
     connections: int
+    write_s: float = 10.0
     waiting: dict[GuardedProtocol, None] = field(default_factory=dict)
     """Connections without a running request, the one that has waited longest first."""
 
@@ -46,6 +49,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(**settings)
         self._guard = guard
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        """Runs while the peer does not read."""
         self._header_bytes = 0
         """Of headers that are not complete; what came together with something else is left out."""
         self._in_headers = True
@@ -74,8 +79,23 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._disarm()
+        self.resume_writing()
         self._guard.waiting.pop(self, None)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The peer does not read what it asked for; it has so long to go on."""
+        super().pause_writing()
+        if self._unread is None:
+            # Not `close`, which would wait for the very bytes that nobody reads.
+            self._unread = self.loop.call_later(self._guard.write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; endless headers end here."""

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
 
-from lcn.serve.auth import Scope, Tokens
+from lcn.serve.auth import Scope, Tokens, foreign
 from lcn.serve.ingest import Ingest
 from lcn.serve.limits import STARTED
 from lcn.serve.metrics import ServerMetrics
@@ -69,9 +69,17 @@ def allowed(parts: Parts, scope: Scope) -> Any:
     """A dependency: the request may do what a scope allows."""
 
     async def check(
+        http: Request,
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
     ) -> None:
         if parts.tokens is None:
+            why = foreign(http.headers)
+            if why is not None:
+                raise HTTPException(
+                    403,
+                    f"this server asks for no tokens and answers this machine alone, but {why}; "
+                    "start it with --tokens FILE",
+                )
             return
         if given is None:
             raise HTTPException(401, "give a token: Authorization: Bearer ...", _CHALLENGE)

@@ -17,6 +17,7 @@ from lcn.serve.bundle import NAME, Bundle, BundleManifest, load_bundle
 from lcn.serve.scorer import Scorer
 from lcn.serve.state_cache import StateCache
 from lcn.serve.store.base import BehaviourStore, Change
+from lcn.serve.store.records import CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,19 @@ class Registry:
             warm_users: at most so many, one after the other, resting as long as each takes.
             now: UTC milliseconds.
 
+        The version that serves already stays as it is, and so does the one before it.
+
         Raises:
             CheckpointError: the bundle cannot be served; what was served still is.
+            ServeError: the store does not keep what the model reads, or another bundle of this
+                name and version serves.
         """
         with self._changing:
             opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+            here = self._same(opened.manifest)
+            if here is not None:
+                return here
+            self._check_store(opened.manifest)
             scorer = Scorer(opened, self._store.fields, self._store.limits)
             cache = StateCache(scorer, self._store, self._cache_bytes)
             version = Version(opened.manifest, scorer, cache)
@@ -168,9 +177,46 @@ class Registry:
             # Its states would only take memory; a rollback builds them on demand.
             slot.previous.cache.clear()
 
+    def _same(self, manifest: BundleManifest) -> Version | None:
+        """The active version, if it is this one.
+
+        Raises:
+            ServeError: it has its name and other bytes.
+        """
+        slot = self._slots.get(manifest.name)
+        if slot is None or slot.active.version != manifest.version:
+            return None
+        if slot.active.manifest.files != manifest.files:
+            raise ServeError(
+                f"model {manifest.name!r} serves another bundle of version {manifest.version}; "
+                "export this one under a version of its own"
+            )
+        return slot.active
+
+    def _check_store(self, manifest: BundleManifest) -> None:
+        """Refuse a model that would see less of a history than it was trained on."""
+        store = self._store
+        missing = [
+            each.name for each in manifest.dataset.event_context if each.name not in store.fields
+        ]
+        if missing:
+            raise ServeError(
+                f"model {manifest.name!r} {manifest.version} reads the event context fields "
+                f"{missing}, which the store does not keep (it keeps {list(store.fields)}); start "
+                "a server with this bundle and another --data-dir, and load the events again"
+            )
+        kept = store.limits.count(8 * (CONTEXT + len(store.fields)))
+        if kept < manifest.reads:
+            raise ServeError(
+                f"model {manifest.name!r} {manifest.version} reads {manifest.reads} events of a "
+                f"domain, the store keeps {kept}; start the server with "
+                f"--set history={manifest.reads} or more"
+            )
+
     @staticmethod
     def _warm(version: Version, users: list[str], now: Callable[[], int]) -> None:
-        for user in users:
+        # The hottest last: the cache forgets those first that came in first.
+        for user in reversed(users):
             started = time.monotonic()
             version.cache.get(user, now())
             time.sleep(time.monotonic() - started)

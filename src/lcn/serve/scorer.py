@@ -170,13 +170,15 @@ class Scorer:
         source_end, target_end = (
             part.before(request.moment) for part in (view.source, view.target)
         )
+        overlap = self.bundle.manifest.overlap
+        lifelong_end = source_end if overlap else max(source_end - self._short, 0)
         zero_C = torch.zeros(count, dtype=torch.int64)
         return Batch(
             item_IF=self._table.item_IF,
             address_I=zero_C[:0],
             source=_plain(view.source),
             target=_plain(view.target),
-            lifelong_C2=_newest(source_end, self._lifelong, count),
+            lifelong_C2=_newest(lifelong_end, self._lifelong, count),
             short_source_C2=_newest(source_end, self._short, count),
             short_target_C2=_newest(target_end, self._short, count),
             candidate_C=torch.from_numpy(request.address_C.astype(np.int64)),

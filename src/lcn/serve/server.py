@@ -82,7 +82,7 @@ def open_server(
         config = config.model_copy(update={"bundles": str(loaded[0].folder.absolute().parent)})
     data_dir = Path(config.data_dir)
     tokens = tokens_for(token_file, data_dir, loopback=config.loopback)
-    longest = max(max(each.manifest.lifelong, each.manifest.short) for each in loaded)
+    longest = max(each.manifest.reads for each in loaded)
     fields = event_fields([each.manifest for each in loaded])
     metrics = ServerMetrics()
     if store is None:

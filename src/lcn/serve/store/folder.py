@@ -25,24 +25,35 @@ class StoreFolder:
         self.lock = path / "lock"
         self._facts = path / "store.json"
         self._snapshot = path / "snapshot"
+        self._untrusted = path / "lmdb.untrusted"
+        self.fields: tuple[str, ...] = ()
+        self.was_closed = True
 
     def begin(self, fields: tuple[str, ...]) -> bool:
         """Whether the database file can be trusted: it was closed, or its writes were ordered, or
         the page cache it was written to is still there.
 
+        From here on `fields` are those that the store keeps: the ones it was made for.
+
+        Args:
+            fields: what models read; must be among those that the store keeps.
+
         Raises:
-            StoreError: made for other fields or by a newer program.
+            StoreError: some field is not kept, or made by a newer program.
         """
         before = self._read_facts()
         if before is not None and before["format"] != FORMAT:
             raise StoreError(
                 f"{self.path} has store format {before['format']}, this program reads {FORMAT}"
             )
-        if before is not None and tuple(before["fields"]) != fields:
+        kept = tuple(before["fields"]) if before is not None else fields
+        if not set(fields) <= set(kept):
             raise StoreError(
-                f"{self.path} keeps the event context fields {before['fields']}, the model needs "
+                f"{self.path} keeps the event context fields {list(kept)}, the model needs "
                 f"{list(fields)}; give another --data-dir and load the events again"
             )
+        self.fields = kept
+        self.was_closed = before is None or bool(before["closed"])
         trusted = (
             before is None
             or before["closed"]
@@ -50,7 +61,7 @@ class StoreFolder:
             or before["boot"] == boot_id()
         )
         self.database.mkdir(parents=True, exist_ok=True)
-        self._facts_now: dict = {"format": FORMAT, "fields": list(fields), "durability": "always"}
+        self._facts_now: dict = {"format": FORMAT, "fields": list(kept), "durability": "always"}
         return trusted
 
     def note_open(self, durability: LocalDurability) -> None:
@@ -63,16 +74,19 @@ class StoreFolder:
         self._write_facts(closed=True)
 
     def restore_snapshot(self) -> None:
-        """Put the snapshot in the place of a database that cannot be trusted.
+        """Put the snapshot in the place of a database that cannot be trusted, which stays beside it
+        until `drop_untrusted`.
 
         Raises:
-            StoreError: the snapshot is damaged too.
+            StoreError: the snapshot is damaged too, or gone, or cannot be copied; nothing was
+                changed.
         """
-        shutil.rmtree(self.database)
-        self.database.mkdir()
         found = self._newest_snapshot()
         if found is None:
-            return
+            raise StoreError(
+                f"{self.path} was not closed before the machine stopped, and its snapshot is gone; "
+                "restore it from a backup, or remove it and load the events again"
+            )
         data = found / "data.mdb"
         expected = (found / "sha256").read_text().strip()
         if sha256_of(data) != expected:
@@ -80,12 +94,32 @@ class StoreFolder:
                 f"{data} is damaged (its SHA-256 is not {expected}); restore {self.path} from a "
                 "backup, or remove it and load the events again"
             )
-        shutil.copyfile(data, self.database / "data.mdb")
+        fresh = self.database.with_name("lmdb.new")
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir()
+            shutil.copyfile(data, fresh / "data.mdb")
+            _sync_file(fresh / "data.mdb")
+            shutil.rmtree(self._untrusted, ignore_errors=True)
+            self.database.rename(self._untrusted)
+            fresh.rename(self.database)
+            sync_folder(self.path)
+        except OSError as error:
+            raise StoreError(f"cannot restore the snapshot of {self.path}: {error}") from error
+
+    def drop_untrusted(self) -> None:
+        """Remove the database that `restore_snapshot` put aside."""
+        shutil.rmtree(self._untrusted, ignore_errors=True)
 
     def frames(self, *, repair: bool) -> Iterator[Frame]:
         """What came after the snapshot, in order."""
         for path in self._tails():
             yield from read_tail(path, repair=repair)
+
+    @property
+    def tail_bytes(self) -> int:
+        """Of all tails: what a recovery would read."""
+        return sum(path.stat().st_size for path in self._tails())
 
     def next_tail(self) -> Path:
         """A new name for a tail."""

@@ -16,7 +16,9 @@ from snapshot and tail.
 from __future__ import annotations
 
 import fcntl
+import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,10 +34,16 @@ from lcn.serve.store.folder import StoreFolder
 from lcn.serve.store.records import CONTEXT, Packed, Records, check_fields, unpack
 from lcn.serve.store.tail import Entry, Frame, Tail
 
+_log = logging.getLogger("lcn.serve")
+
 MAP_BYTES = 1 << 38
 """Address space for the file, not disk space: it grows as needed."""
 SNAPSHOT_BYTES = 256 << 20
-"""A tail this long is folded into a new snapshot."""
+"""Tails this long together are folded into a new snapshot."""
+FORGET_S = 60.0
+"""Within so long after a user was removed, logs and snapshot no longer hold the user's events."""
+RETRY_S = 60.0
+"""Between two tries to make a snapshot, where one failed."""
 
 _LETTER: dict[Domain, bytes] = {"source": b"s", "target": b"t"}
 
@@ -63,23 +71,28 @@ class LmdbStore:
         *,
         repair: bool = False,
     ) -> None:
-        self.fields, self.limits = check_fields(fields), limits
+        self.limits = limits
         self.durability: str = durability
-        self._size = 8 * (CONTEXT + len(self.fields))
-        self._cap = max(limits.count(self._size), 1)
+        self.failure = ""
+        """Why acknowledged events may not be on disk; while it is so, none are taken."""
+        self._fold_at = self._retry_at = 0.0
         self._write = threading.RLock()
         self._folder = StoreFolder(folder)
         self._lock = _take_lock(self._folder.lock)
         try:
             self._tail: Tail | None = None
             self._stop = threading.Event()
-            trusted = self._folder.begin(self.fields)
+            trusted = self._folder.begin(check_fields(fields))
+            self.fields = self._folder.fields
+            self._size = 8 * (CONTEXT + len(self.fields))
+            self._cap = max(limits.count(self._size), 1)
             if not trusted:
                 self._folder.restore_snapshot()
             self._open(durability)
             self.recovered = 0 if trusted else self._replay(repair)
             """Records read back from the tail."""
             self._start(durability, trusted)
+            self._folder.drop_untrusted()
         except BaseException:
             self._lock.close()
             raise
@@ -125,6 +138,7 @@ class LmdbStore:
     def append(self, batch: Sequence[Packed], now: int) -> Ack:
         """See `BehaviourStore`."""
         with self._write, self._errors("store a batch"):
+            self._refuse_while_failing()
             sequence = self._sequence
             with self._env.begin(write=True) as txn:
                 touched = _Batch(self, txn, now, sequence)
@@ -138,6 +152,7 @@ class LmdbStore:
     def delete(self, user: str) -> bool:
         """See `BehaviourStore`."""
         with self._write, self._errors("delete a user"):
+            self._refuse_while_failing()
             with self._env.begin(write=True) as txn:
                 known = txn.delete(user.encode(), db=self._users)
                 if known:
@@ -148,22 +163,40 @@ class LmdbStore:
                     txn.put(b"sequence", self._sequence.to_bytes(8, "big"), db=self._meta)
                     if self._tail is not None:
                         self._tail.write(Frame(self._sequence, (Entry(user, "", b""),)))
+                        self._fold_at = self._fold_at or time.monotonic() + FORGET_S
             return bool(known)
 
     def snapshot(self) -> None:
-        """Copy the database and start a new tail; writers wait only for the new tail."""
+        """Copy the database and start a new tail; writers wait only for the new tail.
+
+        Raises:
+            StoreError: it cannot be written; the tails before it stay.
+        """
         with self._write, self._errors("write a snapshot"):
-            old, self._tail = self._tail, Tail(self._folder.next_tail())
+            fresh, old = Tail(self._folder.next_tail()), self._tail
+            if old is not None and not self.failure:
+                try:
+                    old.sync()
+                except OSError as error:
+                    self.failure = str(error)
+                    raise
+            self._tail = fresh
             if old is not None:
-                old.close()
+                old.close(sync=False)
+            forgotten = self._fold_at
         with self._errors("write a snapshot"):
             # Not `compact`: LMDB's compacting copy crashes on sorted records of fixed size.
             self._folder.write_snapshot(lambda to: self._env.copy(str(to)))
+        with self._write:
+            self._fold_at = 0.0 if self._fold_at == forgotten else self._fold_at
+            self.failure = ""
 
     def close(self) -> None:
         """See `BehaviourStore`."""
         self._stop.set()
         with self._write:
+            if self._fold_at:
+                self._try_snapshot()
             self._env.sync(True)
             if self._tail is not None:
                 self._tail.close()
@@ -197,6 +230,9 @@ class LmdbStore:
             return
         if trusted and self._folder.has_snapshot:
             self._tail = Tail(self._folder.next_tail())
+            if not self._folder.was_closed:
+                # A user may have been removed shortly before.
+                self._fold_at = time.monotonic() + FORGET_S
             self._folder.note_open(durability)
         else:
             self.snapshot()
@@ -238,16 +274,41 @@ class LmdbStore:
 
     def _sync_forever(self) -> None:
         while not self._stop.wait(1.0):
-            with self._write:
-                tail = self._tail
-            if tail is None:
-                continue
+            self._keep_durable()
+
+    def _keep_durable(self) -> None:
+        """What is due every second: tail on disk, and a snapshot where tails are long, hold a
+        removed user, or could not be put on disk."""
+        with self._write:
+            tail = self._tail
+        if tail is None:
+            return
+        if not self.failure:
             try:
                 tail.sync()
-            except (OSError, ValueError):
-                continue  # closed by a snapshot meanwhile, which synced it
-            if tail.bytes > SNAPSHOT_BYTES:
-                self.snapshot()
+            except ValueError:
+                return  # closed by a snapshot meanwhile, which synced it
+            except OSError as error:
+                self.failure = str(error)
+                _log.error("behaviour log not on disk, events are refused: %s", error)
+        now = time.monotonic()
+        due = bool(self.failure) or (self._fold_at and now >= self._fold_at)
+        if (due or self._folder.tail_bytes > SNAPSHOT_BYTES) and now >= self._retry_at:
+            self._try_snapshot()
+
+    def _try_snapshot(self) -> None:
+        try:
+            self.snapshot()
+        except StoreError as error:
+            self._retry_at = time.monotonic() + (1.0 if self.failure else RETRY_S)
+            _log.error("snapshot failed, tried again later: %s", error)
+
+    def _refuse_while_failing(self) -> None:
+        if self.failure:
+            raise StoreError(
+                f"{self._folder.path} cannot be put on disk ({self.failure}); events are refused "
+                "until a snapshot succeeds: look at the disk"
+            )
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:

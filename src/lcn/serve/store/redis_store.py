@@ -27,7 +27,12 @@ _DOMAINS: tuple[Domain, Domain] = ("source", "target")
 
 _APPEND = """
 local outcomes, before, added = {}, redis.call('GET', KEYS[4]) or '0', 0
-local cap, oldest = tonumber(ARGV[1]), ARGV[2]
+local cap, oldest = tonumber(ARGV[1]), tonumber(ARGV[2])
+-- A number: comparing texts would follow the server's locale.
+local function known(record)
+  local high, low = struct.unpack('>I4I4', record)
+  return high * 4294967296 + low
+end
 for place = 3, #ARGV, 2 do
   local key, record = KEYS[tonumber(ARGV[place])], ARGV[place + 1]
   local id, outcome = string.sub(record, 25, 32), 'stored'
@@ -36,7 +41,7 @@ for place = 3, #ARGV, 2 do
   else
     redis.call('ZADD', key, 0, record)
     local first = redis.call('ZRANGE', key, 0, 0)[1]
-    while first and (redis.call('ZCARD', key) > cap or string.sub(first, 1, 8) < oldest) do
+    while first and (redis.call('ZCARD', key) > cap or known(first) < oldest) do
       redis.call('SREM', KEYS[3], string.sub(first, 25, 32))
       redis.call('ZREM', key, first)
       if first == record then outcome = 'too_old' end
@@ -76,14 +81,14 @@ class RedisStore:
         self, url: str, fields: Sequence[str], limits: Limits, prefix: str = "lcn"
     ) -> None:
         self.fields, self.limits = check_fields(fields), limits
-        self._cap = max(limits.count(8 * (CONTEXT + len(self.fields))), 1)
         self._prefix = prefix
         address = parse_address(url)
         self._replicas = address.replicas
         # A command sent again on another connection would be one that WAIT knows nothing of.
         self._servers = Servers(address.urls, again=not address.replicas)
         self._script = redis.Redis().register_script(_APPEND)
-        self._ask("open the store", self._check_fields, write=True)
+        self.fields = self._ask("open the store", self._kept_fields, write=True)
+        self._cap = max(limits.count(8 * (CONTEXT + len(self.fields))), 1)
         self._asked = -1
         """At which election the primary's durability was asked for."""
         self.durability = ""
@@ -181,8 +186,7 @@ class RedisStore:
     def _append_user(
         self, server: redis.Redis, user: str, batch: list[Packed], now: int
     ) -> tuple[list[Outcome], Change | None, int]:
-        oldest = max(self.limits.oldest(now), 0).to_bytes(8, "big")
-        arguments: list[bytes | int] = [self._cap, oldest]
+        arguments: list[bytes | int] = [self._cap, max(self.limits.oldest(now), 0)]
         for event in batch:
             arguments += [_DOMAINS.index(event.domain) + 1, event.record]
         texts, before, after = self._script(self._keys(user), arguments, server)  # type: ignore[misc]
@@ -236,16 +240,19 @@ class RedisStore:
             self.durability = _server_durability(server) + replicas
             self._asked = elections
 
-    def _check_fields(self, server: redis.Redis) -> None:
+    def _kept_fields(self, server: redis.Redis) -> tuple[str, ...]:
+        """The fields that the store was made for; those of the models must be among them."""
         key, own = f"{self._prefix}:fields", "\n".join(self.fields)
         server.set(key, own, nx=True)
         found = server.get(key)
-        if found != own.encode():
-            names = found.decode().split("\n") if isinstance(found, bytes) else found
+        kept = found.decode() if isinstance(found, bytes) else own
+        names = tuple(kept.split("\n")) if kept else ()
+        if not set(self.fields) <= set(names):
             raise StoreError(
-                f"the store keeps the event context fields {names}, the model needs "
+                f"the store keeps the event context fields {list(names)}, the model needs "
                 f"{list(self.fields)}; use another database number and load the events again"
             )
+        return names
 
     def _ask(self, doing: str, work: Callable[[redis.Redis], T], *, write: bool = False) -> T:
         try:

@@ -19,6 +19,8 @@ from lcn.errors import StoreError
 _HEAD = struct.Struct("<II")
 _ENTRY = struct.Struct("<BHI")
 _BATCH, _DELETE = 0, 1
+_LEAST = 12
+"""Bytes of a frame without entries."""
 _MOST = 1 << 28
 """Bytes of a frame; a longer length is damage."""
 
@@ -65,9 +67,10 @@ class Tail:
         """Wait until everything written is on disk."""
         os.fdatasync(self._file.fileno())
 
-    def close(self) -> None:
-        """Sync and close."""
-        self.sync()
+    def close(self, *, sync: bool = True) -> None:
+        """Sync, unless that is done, and close."""
+        if sync:
+            self.sync()
         self._file.close()
 
 
@@ -93,17 +96,25 @@ def read_tail(path: Path, *, repair: bool = False) -> Iterator[Frame]:
                     "start once with `lcn serve --repair-store` to go on without them"
                 )
             return
-        yield _decode(payload)
+        try:
+            frame = _decode(payload)
+        except (struct.error, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"{path} holds a record at byte {at} that this program cannot read ({error!r}); "
+                "restore the file, or open it with the program that wrote it"
+            ) from error
+        yield frame
         at = end
 
 
 def _frame_at(data: bytes, at: int) -> tuple[int, bytes | None]:
     """Where the frame ends (if its length is to be believed) and its payload, None if damaged."""
-    if at + _HEAD.size > len(data):
+    if at + _HEAD.size > len(data) or not any(data[at:]):
+        # File systems may leave zeros in the place of a last write that was cut off.
         return len(data), None
     length, checksum = _HEAD.unpack_from(data, at)
     end = at + _HEAD.size + length
-    if length > _MOST or end > len(data):
+    if not _LEAST <= length <= _MOST or end > len(data):
         return _resume(data, at), None
     payload = data[at + _HEAD.size : end]
     return end, payload if zlib.crc32(payload) == checksum else None
@@ -114,7 +125,7 @@ def _resume(data: bytes, at: int) -> int:
     for start in range(at + 1, len(data) - _HEAD.size):
         length, checksum = _HEAD.unpack_from(data, start)
         end = start + _HEAD.size + length
-        plausible = 13 <= length <= _MOST and end <= len(data)
+        plausible = _LEAST < length <= _MOST and end <= len(data)
         if plausible and zlib.crc32(data[start + _HEAD.size : end]) == checksum:
             return start
     return len(data)
