@@ -74,9 +74,16 @@ def prepare(
     from lcn.data.prepare import prepare as run_job
 
     base = None
+    built_in = not isinstance(logs, Mapping) and str(logs) in SOURCES
+    if not built_in and (options or path):
+        given = ", ".join([*options, *(["path"] if path else [])])
+        raise ConfigError(
+            f"{given}: only built-in sources ({', '.join(SOURCES)}) have options and a path; a "
+            "mapping file says itself which logs and what of them"
+        )
     if isinstance(logs, Mapping):
         mapping = logs
-    elif str(logs) in SOURCES:
+    elif built_in:
         source = SOURCES[str(logs)]
         known = [option.partition(":")[0] for option in source.options]
         for name in options:
@@ -105,8 +112,14 @@ def prepare(
 def recipe(name: str, dataset: Path | str, *overrides: str) -> RunConfig:
     """Return the config of a named system, with dotted overrides.
 
+    Args:
+        name: of `lcn.recipes.RECIPES`.
+        dataset: folder of a prepared dataset, which the recipe may look at; empty where an
+            override `dataset=...` names it.
+        overrides: dotted settings.
+
     Raises:
-        ConfigError: unknown name or setting; the nearest right one is named.
+        ConfigError: unknown name or setting (the nearest right one is named), or two datasets.
     """
     import json
 
@@ -116,6 +129,13 @@ def recipe(name: str, dataset: Path | str, *overrides: str) -> RunConfig:
 
     if name not in RECIPES:
         raise ConfigError(f"no recipe is called {name!r}{nearest(name, RECIPES)}")
+    named = [each.partition("=")[2] for each in overrides if each.partition("=")[0] == "dataset"]
+    for folder in named:
+        if str(dataset) not in ("", folder):
+            raise ConfigError(
+                f"two datasets are named, {str(dataset)!r} and dataset={folder}; give one of them"
+            )
+        dataset = folder
     base = RECIPES[name](str(dataset)).model_dump(mode="json")
     # A whole config as overrides of the empty one, so that the given overrides merge into it.
     given = [f"{key}={json.dumps(value)}" for key, value in base.items()]

@@ -11,18 +11,24 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lcn.errors import ConfigError, nearest
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+Share = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
     """A frozen group of settings; unknown keys are errors, field docstrings are the help."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        strict=False,
+        allow_inf_nan=False,
     )
 
 

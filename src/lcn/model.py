@@ -13,13 +13,14 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from lcn import ops
 from lcn.backbones import BACKBONES, BackboneConfig, build_backbone
 from lcn.backbones.base import Features, History, Interest, Query
 from lcn.backbones.lap import Lap
-from lcn.config import Config
+from lcn.config import Config, Dropout
 from lcn.data.batch import Batch, Rows
 from lcn.data.dataset import Dataset
 from lcn.errors import ConfigError
@@ -34,8 +35,8 @@ from lcn.schema import Manifest
 class ShortConfig(Config):
     """Short-term interest: one target attention per domain, shared design of all systems."""
 
-    width: int = 64
-    heads: int = 4
+    width: PositiveInt = 64
+    heads: PositiveInt = 4
     recency: bool = True
     """Whether short-term attention sees the time between event and request."""
 
@@ -44,19 +45,19 @@ class ModelConfig(Config):
     """A whole model."""
 
     backbone: BackboneConfig = Lap.Config()
-    width: int = 64
+    width: PositiveInt = 64
     """D, the width of item vectors."""
-    field_width: int = 64
+    field_width: PositiveInt = 64
     """Width of each item, profile, candidate-only and request field's table."""
-    context_width: int = 8
+    context_width: PositiveInt = 8
     """Width of each event context field's table."""
     embedding: FieldEmbedding.Config = FieldEmbedding.Config()
     short: ShortConfig = ShortConfig()
     products: bool = False
     """Also give the head W v ⊙ each interest vector, short-term and lifelong (DARE's target-aware
     product, for every backbone alike): a match of candidate and interest is then linear."""
-    hidden: tuple[int, ...] = (256, 128)
-    dropout: float = 0.0
+    hidden: tuple[PositiveInt, ...] = (256, 128)
+    dropout: Dropout = 0.0
     search_table: Literal["shared", "own", "frozen"] = "shared"
     """own: the backbone searches with item vectors from tables of their own, which are also the
     ones that objectives move; values, short-term interest and head read the others. frozen: those
@@ -68,7 +69,7 @@ class ModelConfig(Config):
     search_metric: Literal["dot", "cosine"] = "dot"
     """cosine: search ranks by the cosine of item vectors over a learned temperature, the geometry
     that contrastive objectives shape, so that their alignment decides at once what is found."""
-    search_temperature: float = 0.1
+    search_temperature: PositiveFloat = 0.1
     """Where the temperature of `cosine` starts."""
     stop_gradient: Literal["none", "main", "objective"] = "none"
     """main: the click loss does not move the vectors that objectives see; objective: objectives do

@@ -143,7 +143,7 @@ def test_a_row_whose_validation_is_undefined_says_so(bench, little, tmp_path, mo
     for _ in range(2):  # also where its runs are there already
         tuned = open_bench(little.folder, tmp_path, options)
         (row,) = fit_rows(tuned, [NONE], workers=InProcess(), say=quiet)
-        assert row.runs == () and "validation gauc is undefined" in row.error
+        assert row.runs == () and "gauc, which is undefined here" in row.error
     # Monitored by another metric, the run is whole and found again.
     job = job_of(bench)
     for _ in range(2):

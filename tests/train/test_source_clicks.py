@@ -1,5 +1,7 @@
 """Source-domain events as impressions: who sees what, and a training phase of its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,6 +132,29 @@ def test_source_steps_come_first_and_change_the_model(told, tmp_path):
 
 def test_kill_9_among_source_steps_then_resume_is_the_same_run(told, tmp_path):
     check_resumes(config_for(told), tmp_path, step=14)
+
+
+def test_kill_9_after_the_last_source_step_then_resume_is_the_same_run(told, tmp_path):
+    """The loss of source-domain clicks that no line has said yet is no loss of target clicks."""
+    config = config_for(told, "train.log_every=3", "train.checkpoint_every=20")
+    check_resumes(config, tmp_path, step=20)
+
+
+def test_the_recipe_looks_at_the_dataset_wherever_it_is_named(told):
+    named = recipe("lcn", "", f"dataset={told.folder}")
+    assert named == recipe("lcn", told.folder)
+    assert [each.name for each in named.objectives] == ["fism"]
+    with pytest.raises(ConfigError, match="two datasets are named"):
+        recipe("lcn", told.folder, "dataset=elsewhere")
+
+
+def test_events_logged_less_exactly_than_others_are_no_impressions(told):
+    tables = [{"time_unit": "s"}, {"time_unit": "ms"}]
+    manifest = told.manifest.model_copy(
+        update={"mapping": {**told.manifest.mapping, "events": tables}}
+    )
+    with pytest.raises(ConfigError, match="different `time_unit`"):
+        source_clicks(replace(told, manifest=manifest))
 
 
 def test_a_log_that_does_not_tell_is_refused_and_recipes_know(tmp_path):

@@ -183,6 +183,65 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_full_disk_at_the_best_model_says_so(
+    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    from lcn.train import checkpoint
+
+    real = checkpoint.save_file
+
+    def full(tensors, path) -> None:
+        if "best" in Path(path).name:
+            raise SafetensorError("No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"best.safetensors: No space left.*--resume"):
+        train(config_for(toy), tmp_path / "r", progress=False)
+
+
+def test_a_resume_that_cannot_write_leaves_the_settings(
+    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(toy, "train.epochs=1")
+    train(config, tmp_path / "r", progress=False)
+    before = (tmp_path / "r/config.yaml").read_bytes()
+
+    def full(self: Path, text: str, encoding: str | None = None) -> int:
+        self.write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(config_for(toy, "train.epochs=2"), tmp_path / "r", resume=True, progress=False)
+    assert (tmp_path / "r/config.yaml").read_bytes() == before
+    assert not list((tmp_path / "r").glob("*.partial"))
+
+
+@pytest.mark.parametrize(("monitor", "said"), [("auc", "have the label 1"), ("gauc", "no user")])
+def test_a_metric_that_validation_does_not_define_is_refused(
+    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, monitor: str, said: str
+) -> None:
+    """No epoch would be the best: the run would stop at its first model, without a word."""
+    from dataclasses import replace
+
+    from lcn.train import loop
+
+    validation = toy.samples["validation"]
+    ones = replace(validation, label_S=np.ones_like(validation.label_S))
+    one_kind = replace(toy, samples={**toy.samples, "validation": ones})
+    monkeypatch.setattr(loop, "open_dataset", lambda *_, **__: one_kind)
+    config = config_for(toy, f"train.monitor={monitor}", "train.epochs=1")
+    with pytest.raises(ConfigError, match=f"undefined here: .*{said}.*log_loss"):
+        train(config, tmp_path / "r", progress=False)
+    assert not (tmp_path / "r").exists()
+    train(
+        config_for(toy, "train.monitor=log_loss", "train.epochs=1"), tmp_path / "l", progress=False
+    )
+
+
 @pytest.mark.slow
 def test_kill_9_at_random_moments_always_resumes(toy: Dataset, tmp_path: Path) -> None:
     from lcn.config import dump_config

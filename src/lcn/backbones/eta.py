@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import UInt8
-from pydantic import field_validator
+from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
 from lcn.backbones.base import (
@@ -57,13 +57,13 @@ class Eta(Backbone[EtaState]):
         """Settings."""
 
         name: Literal["eta"] = "eta"
-        keep: int = 50
+        keep: PositiveInt = 50
         """K, events that reach the attention."""
         bits: int = 32
         """b, length of a code. Try 32, 64 and 256 before calling ETA weak: of 2000 random rows
         (D = 64), 32 bits find one in seven of the 50 nearest by angle, 256 bits two in five."""
-        width: int = 64
-        heads: int = 4
+        width: PositiveInt = 64
+        heads: PositiveInt = 4
         context: Context = "all"
         """What the attention sees beside the item; `none` is the paper."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from lcn.backbones.base import (
@@ -35,9 +36,9 @@ class FullAttention(Backbone[History]):
         """Settings."""
 
         name: Literal["full"] = "full"
-        width: int = 64
+        width: PositiveInt = 64
         """Attention width, all heads together."""
-        heads: int = 4
+        heads: PositiveInt = 4
 
     def __init__(self, config: FullAttention.Config, features: Features) -> None:
         super().__init__()

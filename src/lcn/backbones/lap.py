@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from lcn.backbones.base import Backbone, Features, History, Interest, Level, Query, describe_level
@@ -56,13 +57,13 @@ class Lap(Backbone[LapState]):
         """Settings; K1 / K2 = 200 / 50 is the paper's LCN-200-50."""
 
         name: Literal["lap"] = "lap"
-        k1: int = 200
+        k1: NonNegativeInt = 200
         """Rows that pass the complete scope; 0 passes all N."""
-        k2: int = 50
+        k2: NonNegativeInt = 50
         """Rows that pass the median scope."""
-        width: int = 64
+        width: PositiveInt = 64
         """Attention width of the median and the focused scope."""
-        heads: int = 4
+        heads: PositiveInt = 4
         norm_csa: PyramidNorm = "softmax"
         """softmax; mean: score / rows; raw: the literal Eq. 8; raw_ln: raw, then LayerNorm."""
         norm_msa: PyramidNorm = "softmax"
@@ -83,13 +84,13 @@ class Lap(Backbone[LapState]):
         time_bias: bool = False
         """Beyond the paper: a learned number per recency bucket joins Eq. 7, so that the complete
         scope knows how old an event is (HSTU and TWIN score so)."""
-        recent_queries: int = 0
+        recent_queries: NonNegativeInt = 0
         """Beyond the paper: a second query, the mean of the user's so many newest target-domain
         items, picks a quarter of the K1 rows (MIRRN); 0 leaves all to the candidate."""
         fism: bool = False
         """Beyond the paper: the whole history as one vector, u = Σ g_j e_j / √n, with g_j a learned
         number of the event's context (liked or not, how old), and v ⊙ u: what FISM scores with."""
-        distill: float = 0.0
+        distill: NonNegativeFloat = 0.0
         """Beyond the paper: weight of KL(FSA ‖ MSA) + KL(MSA ‖ CSA) over the rows that pass the
         complete scope; the higher level teaches what the lower one should find."""
 

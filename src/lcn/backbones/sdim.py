@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
 from lcn.backbones.base import (
@@ -73,11 +73,11 @@ class Sdim(Backbone[SdimState]):
         norm: Literal["bucket", "weights"] = "bucket"
         """Normalise each bucket's sum (what a server can precompute), or the collision counts."""
         final: Literal["sums", "mhta"] = "sums"
-        keep: int = 50
+        keep: PositiveInt = 50
         """K of `mhta`: rows that collide in the most groups, at least one."""
-        width: int = 64
+        width: PositiveInt = 64
         """Of `mhta`; the sums are as wide as item vectors."""
-        heads: int = 4
+        heads: PositiveInt = 4
         context: Context = "all"
         """What `mhta` sees beside the item."""
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from pydantic import PositiveInt
 from torch import Tensor
 
 from lcn.backbones.base import (
@@ -61,10 +62,10 @@ class SimHard(Backbone[SimHardState]):
         name: Literal["sim_hard"] = "sim_hard"
         key: str = "category"
         """Item field that must be equal: the paper's is the category; any shared field will do."""
-        keep: int = 50
+        keep: PositiveInt = 50
         """K, most recent matches that reach the attention."""
-        width: int = 64
-        heads: int = 4
+        width: PositiveInt = 64
+        heads: PositiveInt = 4
         context: Context = "all"
         """What the attention sees beside the item; `recency` is the paper."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from lcn import ops
@@ -56,19 +57,19 @@ class SimSoft(Backbone[SimSoftState]):
         """Settings."""
 
         name: Literal["sim_soft"] = "sim_soft"
-        keep: int = 50
+        keep: PositiveInt = 50
         """K, events that reach the attention."""
-        search_width: int = 64
+        search_width: PositiveInt = 64
         """Width of W_a and W_b."""
         norm: Literal["softmax", "raw"] = "softmax"
         """Weights of U_r in the search loss."""
-        alpha: float = 1.0
+        alpha: NonNegativeFloat = 1.0
         """Weight of the search loss; with 0 nothing trains W_a and W_b."""
-        auxiliary_rows: int = 0
+        auxiliary_rows: NonNegativeInt = 0
         """Rows of each history, drawn at random in training, that U_r is summed over; 0 takes
         them all."""
-        width: int = 64
-        heads: int = 4
+        width: PositiveInt = 64
+        heads: PositiveInt = 4
         context: Context = "all"
         """What the attention sees beside the item; `recency` (the time gap) is the paper."""
 

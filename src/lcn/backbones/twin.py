@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import field_validator
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from lcn import ops
@@ -119,24 +119,16 @@ class Twin(Backbone[TwinState]):
         """Settings."""
 
         name: Literal["twin"] = "twin"
-        keep: int = 50
+        keep: PositiveInt = 50
         """K, events that reach the attention (the paper: 100 of 10,000)."""
-        width: int = 64
-        heads: int = 4
+        width: PositiveInt = 64
+        heads: PositiveInt = 4
         select: Select = "round_robin"
         """round_robin: traverse the heads' rankings until K unique rows are collected;
         mean_alpha: rank by the heads' mean score; per_head: each head attends to its own K."""
         identity_init: bool = True
-        stale_steps: int = 0
+        stale_steps: NonNegativeInt = 0
         """Training steps between refreshes of the searching parameters; 0 is synchronous."""
-
-        @field_validator("keep", "stale_steps")
-        @classmethod
-        def _at_least(cls, value: int, info) -> int:
-            least = 1 if info.field_name == "keep" else 0
-            if value < least:
-                raise ValueError(f"must be at least {least}")
-            return value
 
     def __init__(self, config: Twin.Config, features: Features) -> None:
         super().__init__()

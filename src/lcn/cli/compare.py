@@ -15,7 +15,13 @@ _PATH = click.Path(exists=True, path_type=Path)
 @click.argument("reference", metavar="RUN_A", type=_PATH)
 @click.argument("others", metavar="RUN_B...", type=_PATH, nargs=-1, required=True)
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(min=2))
-@click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the resampling.",
+)
 @click.option(
     "--level",
     default=0.95,

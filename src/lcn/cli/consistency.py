@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 )
 @click.option("--limit", default=2000, show_default=True, help="Impressions at most; 0 takes all.")
 @click.option("--k1", type=int, multiple=True, help="For LAP: also with this K1 (0: all rows).")
-@click.option("--seed", default=0, show_default=True, help="Which impressions are drawn.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which impressions are drawn.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 def consistency(
     runs: tuple[Path, ...],

@@ -18,8 +18,20 @@ _DATASET = click.option("--dataset", help="Where the dataset is now, if it has m
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_SPLIT
 @_DATASET
-@click.option("--resamples", default=200, show_default=True, help="Bootstrap resamples of users.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=2),
+    default=200,
+    show_default=True,
+    help="Bootstrap resamples of users.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the resampling.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     runs: tuple[Path, ...],

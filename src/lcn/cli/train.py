@@ -10,6 +10,7 @@ import click
 
 from lcn.api import recipe as recipe_config
 from lcn.config import dump_config, load_config
+from lcn.evaluate.tables import plain
 from lcn.recipes import RECIPES
 from lcn.train import RunConfig
 from lcn.train import train as train_run
@@ -53,7 +54,7 @@ def train(
         return
     summary = train_run(settings, run_folder, resume=resume)
     if as_json:
-        click.echo(json.dumps({**asdict(summary), "folder": str(summary.folder)}))
+        click.echo(json.dumps(plain({**asdict(summary), "folder": str(summary.folder)})))
         return
     click.echo(
         f"{summary.folder}: best {settings.train.monitor} {summary.best_value:.4f} at step "

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from lcn.backbones.base import Backbone, Query, rank_by_weight
@@ -47,16 +48,16 @@ _Choice = Callable[[Any, Query, Tensor, int], Tensor]
 class ConsistencyConfig(Config):
     """What to measure."""
 
-    size: int = 50
+    size: PositiveInt = 50
     """Rows in R."""
-    least: int = 100
+    least: NonNegativeInt = 100
     """Impressions with fewer lifelong rows are left out: with no more than `size` of them the
     value is 1 whatever the search does."""
     recall_sizes: tuple[int, ...] = (10, 20, 50, 100, 200)
     """Rows in T of the recall curve."""
-    limit: int = 2000
+    limit: NonNegativeInt = 2000
     """Impressions at most, drawn at random; 0 takes all."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, slots=True)

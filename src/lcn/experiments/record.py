@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lcn.errors import DataError
-from lcn.experiments.store import write_whole
+from lcn.train.record import write_whole
 
 Mark = Literal["", "better", "worse", "open", "best", "quoted"]
 Holding = Literal["holds", "does not hold", "open"]

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcn.errors import LcnError
-from lcn.experiments.store import Done, locked, read_done, write_whole
+from lcn.experiments.store import Done, locked, read_done
 from lcn.schema import Split
+from lcn.train.record import write_whole
 
 PREDICTED: tuple[Split, Split] = ("validation", "test")
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -33,7 +34,7 @@ class FieldEmbedding(nn.Module):
 
         init: Literal["normal", "xavier"] = "normal"
         """normal: N(0, std²); xavier: uniform, the paper's, nearly zero for large tables."""
-        std: float = 0.05
+        std: NonNegativeFloat = 0.05
         """Standard deviation of `normal`."""
         sparse_from: int = SPARSE_FROM
         """Tables with at least this many rows are updated row by row."""

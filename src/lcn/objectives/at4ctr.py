@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
@@ -38,22 +39,22 @@ class At4Ctr(Objective):
         """Settings."""
 
         name: Literal["at4ctr"] = "at4ctr"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ; the paper's a and b are λ u and λ n."""
-        match_weight: float = 1.0
+        match_weight: NonNegativeFloat = 1.0
         """u, of L_UIM."""
-        next_weight: float = 1.0
+        next_weight: NonNegativeFloat = 1.0
         """n, of L_NIP."""
-        temperature: float = 0.1
-        width: int = 64
+        temperature: PositiveFloat = 0.1
+        width: PositiveInt = 64
         """Width of the match space."""
         hidden: tuple[int, ...] = (128,)
         """Hidden layers of the three towers."""
-        memory: int = 1024
+        memory: PositiveInt = 1024
         """Recent clicked candidates kept as further negatives (about 8 batches' clicks)."""
-        predictions: int = 10
+        predictions: NonNegativeInt = 10
         """Next events predicted per user, stream and step, drawn at random; 0 predicts all."""
-        contrasted: int = 1024
+        contrasted: PositiveInt = 1024
         """Next events that serve as negatives, per domain, drawn at random."""
         stream: StreamConfig = StreamConfig()
         encoder: EncoderConfig = EncoderConfig()

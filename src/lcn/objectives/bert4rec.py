@@ -9,10 +9,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from lcn.config import Config as BaseConfig
+from lcn.config import Share
 from lcn.nn.embedding import SPARSE_FROM
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.draw import coins, pick_one, pick_some
@@ -35,11 +37,11 @@ class Bert4Rec(Objective):
         """Settings; the official code's where it has them."""
 
         name: Literal["bert4rec"] = "bert4rec"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ."""
-        mask_share: float = 0.2
+        mask_share: Share = 0.2
         """ρ, the share of each user's events that is masked."""
-        newest_share: float = 0.5
+        newest_share: Share = 0.5
         """Share of users that add a copy of their stream with only the newest event masked."""
         stream: StreamConfig = StreamConfig()
         encoder: EncoderConfig = EncoderConfig()

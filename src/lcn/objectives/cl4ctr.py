@@ -9,9 +9,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from lcn.config import Config as BaseConfig
+from lcn.config import Share
 from lcn.data.batch import Rows
 from lcn.errors import ConfigError
 from lcn.objectives.base import Objective, Setup, View
@@ -39,13 +41,13 @@ class Cl4Ctr(Objective):
         """Settings; the published code's."""
 
         name: Literal["cl4ctr"] = "cl4ctr"
-        weight: float = 1.0
+        weight: NonNegativeFloat = 1.0
         """α, of L_cl and of what follows."""
-        regularise: float = 0.01
+        regularise: NonNegativeFloat = 0.01
         """β, of L_ali + L_uni, relative to `weight`."""
         masking: Literal["random", "field", "dimension"] = "random"
         """What is dropped: single elements, whole fields, or the same dimensions of all fields."""
-        drop: float = 0.5
+        drop: Share = 0.5
         """Chance of an element (field, dimension) to be dropped."""
         encoder: EncoderConfig = EncoderConfig(layers=3, heads=1, hidden=128, dropout=0.2)
         """FI, the feature interaction encoder."""

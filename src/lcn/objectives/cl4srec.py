@@ -9,9 +9,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from lcn.config import Config as BaseConfig
+from lcn.config import Share
 from lcn.objectives.augment import Augmented, augment, split_domains
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import info_nce, unit
@@ -34,20 +36,20 @@ class Cl4SRec(Objective):
         """Settings."""
 
         name: Literal["cl4srec"] = "cl4srec"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ."""
         views: Literal["random", "domains"] = "random"
         """random: crop, mask or reorder; domains: target events against source events."""
-        crop: float = 0.6
+        crop: Share = 0.6
         """η, share of events a crop keeps."""
-        mask: float = 0.3
+        mask: Share = 0.3
         """γ, share of events that are masked."""
-        reorder: float = 0.5
+        reorder: Share = 0.5
         """β, share of events that are shuffled."""
-        temperature: float = 0.1
-        next_weight: float = 1.0
+        temperature: PositiveFloat = 0.1
+        next_weight: NonNegativeFloat = 1.0
         """Weight of L_next; 0 leaves only the contrast, which ties item vectors weakly."""
-        predictions: int = 10
+        predictions: NonNegativeInt = 10
         """Next events predicted per user and step, drawn at random; 0 predicts all."""
         stream: StreamConfig = StreamConfig()
         encoder: EncoderConfig = EncoderConfig()

@@ -9,9 +9,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
+from lcn.config import Share
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import info_nce, item_key, unit
 from lcn.objectives.draw import coins, pick_one
@@ -37,14 +39,14 @@ class ClRec(Objective):
         """Settings."""
 
         name: Literal["clrec"] = "clrec"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ."""
-        temperature: float = 0.07
-        queue: int = 0
+        temperature: PositiveFloat = 0.07
+        queue: NonNegativeInt = 0
         """Items each domain's queue holds; 0 takes 8 per candidate of a batch."""
-        source_share: float = 0.5
+        source_share: Share = 0.5
         """Share of users that also predict a source-domain item in a step."""
-        min_history: int = 3
+        min_history: NonNegativeInt = 3
         """Events before the cut; users with fewer are skipped."""
         stream: StreamConfig = StreamConfig()
         encoder: EncoderConfig = EncoderConfig()

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
@@ -64,26 +65,26 @@ class Crp(Objective):
         """Settings; the paper states none of the values."""
 
         name: Literal["crp"] = "crp"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ_CRP."""
         form: Literal["paper", "anchored", "infonce"] = "infonce"
-        temperature: float = 1.0
+        temperature: PositiveFloat = 1.0
         """τ. Where a user's items are only a little likelier to meet than any others, a small τ
         makes equal directions of all vectors the best answer (docs/models/crp.md)."""
-        weight_pt: float = 1.0
-        weight_ps: float = 1.0
-        weight_pc: float = 1.0
-        negatives: int = 0
+        weight_pt: NonNegativeFloat = 1.0
+        weight_ps: NonNegativeFloat = 1.0
+        weight_pc: NonNegativeFloat = 1.0
+        negatives: NonNegativeInt = 0
         """M of the `paper` form; 0 takes one per positive."""
-        pairs: int = 8
+        pairs: PositiveInt = 8
         """Positive pairs of each type that a user gives per batch: so many draws of one each,
         contrasted draw by draw."""
         liked: LikedConfig = LikedConfig()
         """Only these events give positive pairs, where histories also hold what was merely shown:
         `{field: is_click, values: ["1"]}`."""
-        warmup: int = 0
+        warmup: NonNegativeInt = 0
         """Steps over which the weight rises linearly from 0."""
-        decay: int = 0
+        decay: NonNegativeInt = 0
         """Steps after the warm-up over which it falls linearly to 0 again; 0 keeps it."""
 
     def __init__(self, config: Crp.Config, setup: Setup) -> None:

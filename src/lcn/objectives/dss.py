@@ -11,9 +11,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from lcn.config import Config as BaseConfig
+from lcn.config import Share
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import item_key
 from lcn.objectives.draw import below, coins
@@ -89,13 +91,13 @@ class Dss(Objective):
         """Settings; the public port's where it has them."""
 
         name: Literal["dss"] = "dss"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ."""
-        intents: int = 4
+        intents: PositiveInt = 4
         """K."""
-        confident: float = 0.5
+        confident: Share = 0.5
         """Share of sequence-to-sequence terms, the smallest, that count."""
-        domain_splits: float = 0.5
+        domain_splits: Share = 0.5
         """Share of users split by domain, either domain being the input."""
         stream: StreamConfig = StreamConfig()
         encoder: EncoderConfig = EncoderConfig(heads=1, dropout=0.5)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lcn.config import Config
+from lcn.config import Config, Dropout
 from lcn.errors import ConfigError
 from lcn.objectives.stream import Stream
 
@@ -18,11 +19,11 @@ from lcn.objectives.stream import Stream
 class EncoderConfig(Config):
     """Size of a transformer."""
 
-    layers: int = 2
-    heads: int = 2
-    hidden: int = 256
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    hidden: PositiveInt = 256
     """Width of the feed-forward part."""
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
 
 
 class Transformer(nn.Module):

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from lcn import ops
@@ -52,11 +53,11 @@ class Fism(Objective):
         """Settings."""
 
         name: Literal["fism"] = "fism"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ."""
-        alpha: float = 0.5
+        alpha: NonNegativeFloat = 0.5
         """α: 0 sums a history, 1 averages it."""
-        prior: float = 5.0
+        prior: NonNegativeFloat = 5.0
         """Events of no response that m_j is averaged with."""
 
     def __init__(self, config: Fism.Config, setup: Setup) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from lcn.config import Config
+from lcn.config import Config, Share
 from lcn.data.batch import Batch
 from lcn.errors import ConfigError
 from lcn.objectives.base import Setup, View
@@ -40,9 +41,9 @@ class RewardConfig(Config):
 class QConfig(Config):
     """What SQN and SAC share."""
 
-    discount: float = 0.5
+    discount: Share = 0.5
     """γ."""
-    predictions: int = 10
+    predictions: NonNegativeInt = 10
     """Transitions per user and step, drawn at random; 0 takes all."""
     rewards: RewardConfig = RewardConfig()
     stream: StreamConfig = StreamConfig()

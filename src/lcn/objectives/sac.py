@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from lcn.objectives.base import Objective, Setup, View
@@ -26,13 +27,13 @@ class Sac(Objective):
         """Settings; the published code's where it has them."""
 
         name: Literal["sac"] = "sac"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ."""
-        warmup_epochs: float = 0.1
+        warmup_epochs: NonNegativeFloat = 0.1
         """Share of an epoch's steps that train as SQN first."""
-        lowest: float = 0.1
+        lowest: NonNegativeFloat = 0.1
         """Least weight of an example."""
-        highest: float = 10.0
+        highest: NonNegativeFloat = 10.0
         """Greatest weight of an example."""
 
     def __init__(self, config: Sac.Config, setup: Setup) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from lcn.config import Config
@@ -25,9 +26,9 @@ from lcn.schema import DOMAINS, Domain
 class SoftmaxConfig(Config):
     """How many items a sampled softmax sees, per domain."""
 
-    negatives: int = 1024
+    negatives: NonNegativeInt = 1024
     """Drawn uniformly from the domain's training items; a smaller domain is taken whole."""
-    in_batch: int = 1024
+    in_batch: NonNegativeInt = 1024
     """Drawn from the events of the batch: as frequent as the items are popular."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxtyping import Float
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from lcn.objectives.base import Objective, Setup, View
@@ -25,7 +26,7 @@ class Sqn(Objective):
         """Settings; the published code's where it has them."""
 
         name: Literal["sqn"] = "sqn"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """λ."""
 
     def __init__(self, config: Sqn.Config, setup: Setup) -> None:

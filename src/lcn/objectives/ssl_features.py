@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
@@ -38,13 +39,13 @@ class Ssl(Objective):
         """Settings."""
 
         name: Literal["ssl"] = "ssl"
-        weight: float = 0.1
+        weight: NonNegativeFloat = 0.1
         """α."""
         masking: Literal["rfm", "cfm"] = "cfm"
         """rfm: a random half of the fields; cfm: a field and those that tell most about it."""
-        items: int = 1024
+        items: PositiveInt = 1024
         """Items drawn per step, uniformly from the corpus: not as they occur in the logs."""
-        temperature: float = 0.1
+        temperature: PositiveFloat = 0.1
         hidden: tuple[int, ...] = (128,)
         """Hidden layers of G."""
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from lcn.config import Config
@@ -23,9 +24,9 @@ class StreamConfig(Config):
     """What of a user's history an objective reads."""
 
     domains: Literal["both", "target", "source"] = "both"
-    length: int = 50
+    length: PositiveInt = 50
     """Newest events of the merged stream; no more than the batch's short-term histories hold."""
-    users: int = 0
+    users: NonNegativeInt = 0
     """Users of a batch that take part in a step, drawn at random; 0 takes all. A dial for cost."""
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,12 @@ def save_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) ->
     Raises:
         CheckpointError: it cannot be written (disk full, say); an older checkpoint is still whole.
     """
-    try:
-        _write_checkpoint(folder, trainee, identity)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write checkpoint {folder}: {error}; the run stops here. Free some space, then "
-            "go on from the last whole checkpoint with `lcn train --resume`"
-        ) from error
+    with unwritable(folder):
+        try:
+            _write_checkpoint(folder, trainee, identity)
+        except BaseException:
+            shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+            raise
 
 
 def _write_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
@@ -158,11 +157,35 @@ def _restore(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Write a module's parameters atomically as safetensors."""
+    """Write a module's parameters atomically as safetensors.
+
+    Raises:
+        CheckpointError: they cannot be written (disk full, say); an older file is still whole.
+    """
     partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_contiguous(module.state_dict()), partial)
-    partial.replace(path)
+    with unwritable(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(_contiguous(module.state_dict()), partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """Say which file of a run cannot be written, and what to do about it.
+
+    Raises:
+        CheckpointError: in the place of the system's error.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}; the run stops here. Free some space, then go on from "
+            "the last whole checkpoint with `lcn train --resume`"
+        ) from error
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from lcn.config import Config
 from lcn.data.loader import BatchConfig
@@ -18,47 +18,40 @@ from lcn.schema import Domain
 class TrainConfig(Config):
     """How a model is fitted."""
 
-    seed: int = 0
-    epochs: int = 10
+    seed: NonNegativeInt = 0
+    epochs: PositiveInt = 10
     """At most; early stopping usually ends sooner."""
-    pretrain_steps: int = 0
+    pretrain_steps: NonNegativeInt = 0
     """Steps on the objectives alone, at weight 1, before the first epoch and beside its steps."""
-    source_steps: int = 0
+    source_steps: NonNegativeInt = 0
     """Click steps on source-domain events as impressions, before the first epoch; the dataset's
     mapping says which are clicks (`responses`)."""
     joint_objectives: bool = True
     """False: objectives are for those first steps only, then clicks alone count."""
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    learning_rate: NonNegativeFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
     """On dense parameters only: decaying a table would touch rows that no batch touched."""
     table_optimiser: Literal["adam", "rowwise_adagrad"] = "adam"
     """Of tables with row-sparse gradients: lazy Adam, or row-wise Adagrad, whose state is one
     number per row and whose learning rate is usually ten times larger."""
-    table_learning_rate: float = 0.0
+    table_learning_rate: NonNegativeFloat = 0.0
     """Of those tables; 0 takes `learning_rate`."""
-    patience: int = 2
+    patience: PositiveInt = 2
     """Evaluations without a better validation metric before stopping."""
     monitor: Literal["auc", "gauc", "log_loss"] = "auc"
-    evaluate_every: int = 0
+    evaluate_every: NonNegativeInt = 0
     """Steps between validations; 0 validates at the end of each epoch."""
-    checkpoint_every: int = 500
+    checkpoint_every: PositiveInt = 500
     """Steps between checkpoints (one is also written at each end of an epoch)."""
-    log_every: int = 20
+    log_every: PositiveInt = 20
     """Steps between metric lines."""
-    clip_norm: float = 0.0
+    clip_norm: NonNegativeFloat = 0.0
     """Largest norm of the dense gradient; 0 does not clip."""
-    workers: int = 1
+    workers: NonNegativeInt = 1
     """Threads that collate batches ahead of the trainer."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Compute threads; 0 leaves the library's choice."""
     device: str = "cpu"
-
-    @field_validator("epochs", "checkpoint_every", "log_every")
-    @classmethod
-    def _positive(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError("must be at least 1")
-        return value
 
 
 class RunConfig(Config):

@@ -29,12 +29,13 @@ from lcn.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     save_weights,
+    unwritable,
 )
 from lcn.train.config import RunConfig
 from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
-from lcn.train.record import MetricLog, write_setup
+from lcn.train.record import MetricLog, write_setup, write_whole
 from lcn.train.transfer import take_item_vectors
 
 PRETRAINING_ORDER = 1_000_000
@@ -87,6 +88,7 @@ def train(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     dataset = open_dataset(config.dataset, lifelong=config.lifelong_domain)
+    _check_monitor(config.train.monitor, dataset)
     identity = {"dataset": dataset.manifest.fingerprint, "config": _digest(config)}
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
@@ -106,7 +108,8 @@ def train(
         load_checkpoint(checkpoint, trainee, identity)
     elif (folder / "metrics.jsonl").exists() and not resume:
         raise ConfigError(f"{folder} holds a run already; choose another folder or --resume it")
-    write_setup(folder, config, dataset.manifest.fingerprint)
+    with unwritable(folder):
+        write_setup(folder, config, dataset.manifest.fingerprint)
     log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
     with TrainingBar(progress, label or config.title) as bar:
         try:
@@ -193,13 +196,14 @@ class _Loop:
             for batch in self._timed(self._ordered(PRETRAINING_ORDER + turn, first, source)):
                 self._learn(batch, kind="source")
                 state.from_source += 1
+                if state.from_source == train.source_steps:
+                    # What was summed since the last line is no loss of target-domain clicks.
+                    state.loss_sum, state.loss_count = 0.0, 0
                 if state.step % train.checkpoint_every == 0:
                     self._save()
                 after_step(state.step)
                 if state.from_source == train.source_steps:
                     break
-            # What was summed since the last line is no loss of target-domain clicks.
-            state.loss_sum, state.loss_count = 0.0, 0
 
     def _source_impressions(self) -> Dataset:
         """The dataset with source-domain impressions to train on, no more than are asked for."""
@@ -334,16 +338,16 @@ class _Loop:
                 stale.unlink(missing_ok=True)
             save_weights(self.folder / "best.safetensors", self.model)
             best = {"monitor": train.monitor, "step": state.step, "epoch": state.epoch, **values}
-            partial = self.folder / "best.json.partial"
-            partial.write_text(json.dumps(best, indent=1) + "\n")
-            partial.replace(self.folder / "best.json")
+            with unwritable(self.folder / "best.json"):
+                write_whole(self.folder / "best.json", json.dumps(best, indent=1) + "\n")
         else:
             state.without_gain += 1
             state.finished = state.without_gain >= train.patience
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         state = self.trainee.progress
-        self.log.write(kind, state.step, state.epoch, values)
+        with unwritable(self.folder / "metrics.jsonl"):
+            self.log.write(kind, state.step, state.epoch, values)
         state.metric_lines += 1
 
     def _save(self) -> None:
@@ -360,6 +364,24 @@ def _check_device(device: str) -> None:
             f"{torch.__version__} sees {torch.cuda.device_count()} GPUs: set train.device to cpu, "
             "or install a build of PyTorch for this machine's GPU"
         ) from error
+
+
+def _check_monitor(monitor: str, dataset: Dataset) -> None:
+    """Refuse a metric that validation does not define: no epoch would ever be the best."""
+    samples = dataset.samples["validation"]
+    label_S, user_S = np.asarray(samples.label_S), np.asarray(samples.user_S)
+    nothing_S = np.zeros(len(label_S))
+    if monitor == "auc" and math.isnan(auc(nothing_S, label_S)):
+        why = f"all {len(label_S):,} validation impressions have the label {label_S[0]}"
+    elif monitor == "gauc" and math.isnan(gauc(nothing_S, label_S, user_S).value):
+        why = "no user has validation impressions both clicked and not"
+    else:
+        return
+    raise ConfigError(
+        f"train.monitor is {monitor}, which is undefined here: {why}; set train.monitor to "
+        f"{'auc or ' if monitor == 'gauc' else ''}log_loss, or prepare the dataset with another "
+        "split"
+    )
 
 
 def _digest(config: RunConfig) -> str:

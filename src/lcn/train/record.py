@@ -21,7 +21,7 @@ from lcn.train.config import RunConfig
 def write_setup(folder: Path, config: RunConfig, fingerprint: str) -> None:
     """Write config.yaml (resolved) and environment.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_whole(folder / "config.yaml", dump_config(config))
     environment = {
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -35,7 +35,20 @@ def write_setup(folder: Path, config: RunConfig, fingerprint: str) -> None:
         "processor": processor(),
         "threads": torch.get_num_threads(),
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all; one that holds this text already is left alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes() == text.encode():
+        return
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @cache
