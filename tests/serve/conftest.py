@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server of the system's packages (scripts/install-test-programs.sh)."""
+    with _redis(tmp_path_factory.mktemp("redis"), {}) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_abroad(tmp_path: Path) -> Iterator[str]:
+    """A server that sorts texts as people do."""
+    name = "en_US.UTF-8"
+    made = shutil.which("localedef") and subprocess.run(
+        ["localedef", "-i", "en_US", "-f", "UTF-8", tmp_path / name],
+        capture_output=True,
+        check=False,
+    )
+    if not made or made.returncode:
+        pytest.skip("localedef makes no en_US locale here; install the system's package `locales`")
+    with _redis(tmp_path, {"LC_ALL": name, "LOCPATH": str(tmp_path)}) as url:
+        yield url
+
+
+@contextmanager
+def _redis(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     program = shutil.which("valkey-server") or shutil.which("redis-server")
     if program is None:
         pytest.skip(
@@ -38,10 +61,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("redis")
     command = [program, "--port", str(port), "--dir", str(folder), "--appendonly", "yes",
                "--bind", "127.0.0.1", "--save", ""]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    settings = {**os.environ, **environment}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=settings) as process:
         client = redis.Redis(port=port)
         for _ in range(200):
             try:

@@ -202,6 +202,18 @@ def test_a_model_that_needs_fewer_fields_uses_the_store(tmp_path, redis_url) -> 
             reopen(("kind", "device"))
 
 
+def test_ages_are_numbers_in_every_locale(redis_abroad: str) -> None:
+    """Bytes compared as texts come in another order where texts are sorted as people do."""
+    day = 86_400_000
+    store = RedisStore(redis_abroad, ("kind",), Limits(events=500, age_ms=30 * day))
+    for number in range(40):
+        now = NOW + 7_919_003 * number
+        batch = [event(n, now - n * day - 1, user=f"u{number}") for n in range(29)]
+        assert store.append(batch, now).outcomes == ("stored",) * 29
+        assert store.append([event(99, now - 31 * day, f"u{number}")], now).outcomes == ("too_old",)
+    store.close()
+
+
 def test_a_folder_in_use_is_refused(tmp_path) -> None:
     store = LmdbStore(tmp_path, ("kind",), Limits())
     with pytest.raises(StoreError, match="in use"):
