@@ -37,6 +37,8 @@ def test_dump_and_read_back_is_the_same_config(name: str, tmp_path: Path) -> Non
         ("train.clip_norm=-1", "train.clip_norm: .*greater than or equal to 0"),
         ("train.seed=-1", "train.seed"),
         ("train.learning_rate=.nan", "train.learning_rate"),
+        ("batch.short=0", "batch.short"),
+        ("objectives=[{name: clrec, min_history: 0}]", "min_history"),
         ("batch.lifelong=0", "batch.lifelong"),
         ("batch.size=-5", "batch.size"),
         ("model.dropout=2", "model.dropout: .*less than 1"),

@@ -180,6 +180,11 @@ class Model(nn.Module):
                     f"the backbone {config.backbone.name!r} ranks no rows by item vectors, so "
                     f"model.{name}: {value} would change nothing; it is for {able}"
                 )
+        if config.search_metric == "cosine" and BACKBONES[config.backbone.name].searches_by_angle:
+            raise ConfigError(
+                f"the backbone {config.backbone.name!r} searches by the angle of item vectors "
+                "already, so model.search_metric: cosine would change nothing; leave it at dot"
+            )
 
     def forward(self, batch: Batch, *, levels: bool = False) -> Output:
         """Score a batch.

@@ -107,6 +107,17 @@ def test_cosine_search_is_refused_where_nothing_searches(name, toy):
         model_of(toy, {"name": name}, search_metric="cosine")
 
 
+@pytest.mark.parametrize("name", ["eta", "sdim"])
+def test_cosine_search_is_refused_where_angles_are_searched_already(name, toy):
+    with pytest.raises(ConfigError, match="by the angle of item vectors already"):
+        model_of(toy, {"name": name}, search_metric="cosine")
+
+
+def test_a_bias_that_nothing_could_teach_is_refused(toy):
+    with pytest.raises(ConfigError, match="time_bias is learned through"):
+        model_of(toy, {"name": "lap", "time_bias": True, "use_csa_output": False})
+
+
 def test_the_temperature_of_cosine_search_learns(toy):
     model = model_of(toy, {"name": "lap"}, search_metric="cosine")
     model(batch_of(toy)).logit_C.sum().backward()

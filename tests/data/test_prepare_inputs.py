@@ -380,6 +380,10 @@ def test_late_arrivals_are_no_past(tmp_path: Path) -> None:
         ("s", [BASE - 1, BASE], [300, 999, 1000], [1, 1, 2]),
         ("iso", ["2017-07-13", "2017-07-14"], [300, 86_400_000 - 9_600_001, 76_800_000], [1, 1, 2]),
         ("iso", ["2017-07-14 02:39", "2017-07-14 02:40"], [300, 59_999, 60_000], [1, 1, 2]),
+        ("iso", ["2017/07/13", "2017/07/14"], [300, 86_400_000 - 9_600_001, 76_800_000], [1, 1, 2]),
+        ("iso", ["2017-07-14 02:39Z", "2017-07-14T02:40+00"], [300, 59_999, 60_000], [1, 1, 2]),
+        ("iso", ["2017-07-14 02:39 UTC", "2017/07/14 02:40"], [300, 59_999, 60_000], [1, 1, 2]),
+        ("iso", ["2017-07-14 02:39:59+00:00", "2017-07-14 02:40:00Z"], [300, 999, 1000], [1, 1, 2]),
         ("iso", ["2017-07-14 02:39:59", "2017-07-14 02:40:00"], [300, 999, 1000], [1, 1, 2]),
         ("iso", ["2017-07-14 02:39:59", "2017-07-14 02:40:00.299"], [299, 300, 301], [1, 2, 2]),
         ("s", [f"{BASE}.298", f"{BASE}.299"], [299, 300, 301], [1, 2, 2]),
@@ -446,6 +450,38 @@ def test_whole_numbers_as_text_with_a_point_are_the_same_ids(tmp_path: Path) -> 
     _prepare(tmp_path, lines, asked=asked)
     keys = pq.read_table(tmp_path / "out" / "users.parquet")["key"].to_pylist()
     assert keys == [None, "7", "7.5", "x.0", "7.50"]
+
+
+def test_text_that_is_no_key_stays_as_it_is(tmp_path: Path) -> None:
+    """A version 13.0 is no number, and `responses` are told by the texts of the log."""
+    lines = [f"{k % 3},a,{BASE + k},{1 + k % 2}.0" for k in range(10)]
+    (tmp_path / "events.csv").write_text("\n".join(["u,i,t,stars", *lines]) + "\n")
+    _prepare(tmp_path, asked=_changed("events", context={"stars": "stars"}))
+    table = pq.read_table(tmp_path / "out" / "vocabulary" / "event" / "stars.parquet")
+    assert sorted(table["value"].to_pylist()) == ["1.0", "2.0"]
+
+
+def test_half_a_swap_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends when the old dataset is moved away and the new one not yet in its place."""
+    _prepare(tmp_path)
+    before = open_dataset(tmp_path / "out").manifest.fingerprint
+    real = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "out.partial":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(PLAIN, tmp_path / "out", base=tmp_path, force=True)
+    monkeypatch.setattr(Path, "replace", real)
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    with pytest.raises(DataError, match="exists; choose another folder"):
+        prepare(PLAIN, tmp_path / "out", base=tmp_path)
+    assert open_dataset(tmp_path / "out").manifest.fingerprint == before
+    prepare(PLAIN, tmp_path / "out", base=tmp_path, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
 
 
 def test_a_column_called_filename_is_a_column(tmp_path: Path) -> None:

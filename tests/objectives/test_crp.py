@@ -261,6 +261,22 @@ def test_chance_level():
     assert chance_level(7, "paper") == pytest.approx(math.log(7))
 
 
+def test_an_item_is_no_negative_of_itself_in_the_paper_form(toy, monkeypatch):
+    """Its cosine of 1 has no gradient and would rule the sum."""
+    model = make_model(toy).double()
+    view = make_view(model, make_batch(toy, ordinary()))
+    pairs = Pairs(torch.tensor([0, 1]), torch.tensor([2, 3]))
+    monkeypatch.setattr("lcn.objectives.crp.draw_pairs", lambda *_: pairs)
+    terms = {"weight_pt": 1.0, "weight_ps": 0.0, "weight_pc": 0.0}
+    crp = build("crp", toy, form="paper", temperature=TAU, pairs=1, **terms)
+    losses = []
+    for negatives in ([(4, 5), (6, 7)], [(4, 5), (8, 8), (6, 7)]):
+        a, b = torch.tensor(negatives).unbind(1)
+        monkeypatch.setattr("lcn.objectives.crp.draw_negatives", lambda *_, a=a, b=b: (a, b))
+        losses.append(crp(view).item())
+    assert losses[0] == losses[1]
+
+
 def test_zero_vectors_have_no_direction_and_no_gradient():
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
     scaled = unit(x)

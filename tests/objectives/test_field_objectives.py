@@ -192,6 +192,20 @@ def test_at4ctr_stream_ends_before_its_click(toy):
     assert loss(50, cut=0) != pytest.approx(loss(60, cut=0), rel=1e-3)
 
 
+def test_at4ctr_matches_every_user_however_few_predict(toy, monkeypatch):
+    objective = build("at4ctr", toy, stream={"users": 2}).eval()
+    seen = []
+    match = objective._match
+    monkeypatch.setattr(
+        objective,
+        "_match",
+        lambda view, stream, *rest: (seen.append(len(stream)), match(view, stream, *rest))[1],
+    )
+    batch = make_batch(toy, ordinary(users=7))
+    loss_of(objective, make_model(toy), batch)
+    assert seen == [7]
+
+
 def test_at4ctr_match_equals_loops(toy):
     """Positives only; negatives are other users' clicked candidates and remembered ones."""
     model = make_model(toy).double()

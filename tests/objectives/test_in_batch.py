@@ -70,3 +70,13 @@ def test_small_temperatures_neither_overflow_nor_vanish():
     logit = torch.einsum("pud,pvd->puv", x, y) / 0.001
     expected = (torch.logsumexp(logit, 2) - logit.diagonal(dim1=1, dim2=2)).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("with_positive", [False, True])
+def test_users_without_a_pair_have_no_gradient_at_any_temperature(with_positive):
+    x, y, x_key, y_key, valid = _draw(3, kinds=1000)
+    valid[:, 1] = False
+    loss = in_batch_contrast(x, y, x_key, y_key, valid, 1e-3, with_positive=with_positive)
+    slope_x, slope_y = torch.autograd.grad(loss, (x, y))
+    assert slope_x.isfinite().all() and slope_y.isfinite().all()
+    assert slope_x[:, 1].abs().sum() == 0 and slope_x[:, 0].abs().sum() > 0

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from objective_bench import (
@@ -19,6 +20,7 @@ from objective_bench import (
 from lcn.errors import ConfigError
 from lcn.objectives.qlearning import RewardConfig, double_q_target, read_rewards
 from lcn.objectives.sac import critic_weight
+from lcn.recipes import RECIPES
 
 
 def test_21_double_q_target_by_hand():
@@ -110,6 +112,19 @@ def test_sac_warms_up_as_sqn(toy):
     cold = loss_of(sac, model, batch, step=0).item()
     assert cold == loss_of(sqn, model, batch, step=0).item()
     assert loss_of(sac, model, batch, step=1000).item() != cold
+
+
+def test_what_was_only_shown_is_worth_nothing_where_the_log_tells(toy, monkeypatch):
+    """Recipes take the mapping's responses; a log without them leaves the domain to decide."""
+    label_V = np.array([-1, -1, 0, 1, 1, -1], np.int8)
+    monkeypatch.setattr("lcn.objectives.qlearning.response_labels", lambda dataset: (0, label_V))
+    position, reward_2V = read_rewards(RewardConfig(by_response=True), make_setup(toy))
+    assert position == 0
+    assert reward_2V[0].tolist() == pytest.approx([0.2, 0.2, 0, 0.2, 0.2, 0.2])
+    assert reward_2V[1].tolist() == pytest.approx([1, 1, 0, 1, 1, 1])
+    monkeypatch.setattr("lcn.objectives.qlearning.response_labels", lambda dataset: None)
+    assert read_rewards(RewardConfig(by_response=True), make_setup(toy))[0] == -1
+    assert RECIPES["lap_sac"]("").objectives[0].rewards.by_response
 
 
 def test_rewards_by_kind_of_event(toy):

@@ -21,6 +21,7 @@ from objective_bench import (
     view_and_stream,
 )
 
+from lcn.errors import ConfigError
 from lcn.objectives.augment import augment, crop_places, reorder_places, split_domains
 from lcn.objectives.bert4rec import draw_mask
 from lcn.objectives.cl4srec import nt_xent
@@ -227,6 +228,11 @@ def test_cl4srec_views_by_domain(toy):
 
 
 # CLRec
+
+
+def test_cl4srec_views_by_domain_need_both(toy):
+    with pytest.raises(ConfigError, match=r"stream\.domains: target"):
+        build("cl4srec", toy, views="domains", stream={"domains": "target"})
 
 
 def test_22_queue_holds_the_batchs_positives_in_order(toy):

@@ -240,16 +240,21 @@ def test_partition_sum_is_unbiased(toy):
     assert np.std(sums) > 0.01 * float(full)
 
 
-def test_chances_count_batch_draws(toy):
-    """Chance of an item under both draws, worked out: 1 - (1 - 1/V)^n (1 - share)^m."""
+@pytest.mark.parametrize("in_batch", [5, 1024])
+def test_chances_count_batch_draws(toy, in_batch):
+    """Chance of an item under both draws, worked out: 1 - (1 - 1/V)^n (1 - share)^m, m no more than
+    the events there are, which then are all taken."""
     _, view, stream = _stream(toy, ordinary())
     corpus = make_setup(toy).corpus
-    config = SoftmaxConfig(negatives=8, in_batch=5)
+    config = SoftmaxConfig(negatives=8, in_batch=in_batch)
     drawn = draw_candidates(view, corpus, stream, "target", config)
-    items = corpus.domains["target"]
+    items, events = corpus.domains["target"], stream.item_UL[stream.of_domain(target=True)]
+    if in_batch > len(events):
+        index_N = corpus.fields(view.batch.address_I[events])[:, 0]
+        assert torch.isin(index_N, drawn.index_K).all()
     for index, log_chance in zip(drawn.index_K.tolist(), drawn.log_chance_K.tolist(), strict=True):
         share = int(items.count_I[index - 1]) / int(items.count_I.sum())
-        expected = 1 - (1 - 1 / len(items)) ** 8 * (1 - share) ** 5
+        expected = 1 - (1 - 1 / len(items)) ** 8 * (1 - share) ** min(in_batch, len(events))
         assert log_chance == pytest.approx(math.log(expected), rel=1e-5)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -205,6 +206,64 @@ def test_a_removed_user_leaves_the_logs(tmp_path, monkeypatch) -> None:
     again.close()
 
 
+def test_a_user_removed_while_a_snapshot_is_made_is_not_forgotten(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(lmdb_module, "FORGET_S", 0.0)
+    store = filled(tmp_path)
+    store.append([event(500, user="alice"), event(501, user="bob")], 0)
+    store.delete("alice")
+    write = StoreFolder.write_snapshot
+
+    def meanwhile(self, copy) -> None:
+        write(self, copy)
+        store.delete("bob")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreFolder, "write_snapshot", meanwhile)
+        store.snapshot()
+    assert store._fold_at
+    store.close()
+    assert b"bob" not in logs(tmp_path)
+
+
+def test_closing_waits_for_a_snapshot_under_way(tmp_path, monkeypatch) -> None:
+    """Two at once would write one folder."""
+    store = filled(tmp_path / "a")
+    store.delete("nobody")
+    write, under_way = StoreFolder.write_snapshot, []
+
+    def slow(self, copy) -> None:
+        under_way.append(1)
+        assert sum(under_way) == 1
+        time.sleep(0.3)
+        write(self, copy)
+        under_way.append(-1)
+
+    monkeypatch.setattr(StoreFolder, "write_snapshot", slow)
+    monkeypatch.setattr(lmdb_module, "FORGET_S", 0.0)
+    store.delete("u")
+    folding = threading.Thread(target=store.snapshot)
+    folding.start()
+    store.close()
+    folding.join()
+    again = LmdbStore(tmp_path / "a", (), Limits(), "everysec")
+    assert len(again.read("u", 0).source) == 0
+    again.close()
+
+
+def test_a_restart_does_not_trust_a_log_that_failed(tmp_path, monkeypatch) -> None:
+    """What was acknowledged and is not in the log stands in the database: a snapshot first."""
+    store = filled(tmp_path / "a")
+    store.failure = "Input/output error"
+    copy = crash(store, tmp_path / "a", tmp_path / "b")
+    for path in copy.glob("tail-*.log"):
+        path.write_bytes(b"")  # it never reached the disk
+    LmdbStore(copy, (), Limits(), "everysec")._lock.close()  # and is killed at once
+    monkeypatch.setattr(folder_module, "boot_id", lambda: "another boot")
+    again = LmdbStore(copy, (), Limits(), "everysec")
+    assert len(again.read("u", 0).source) == 16
+    again.close()
+
+
 def logs(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.glob("tail-*.log"))
 
@@ -225,9 +284,13 @@ def test_logs_of_many_starts_are_folded(tmp_path, monkeypatch) -> None:
 def test_zeros_at_the_end_of_a_log_are_a_torn_end(tmp_path, log: bytes) -> None:
     """What file systems leave where a last write was cut off by the power."""
     path = tmp_path / "tail"
+    frames = len(list(read_tail(whole(path, log))))
     for zeros in (1, 7, 8, 12, 4096):
         path.write_bytes(log + bytes(zeros))
-        assert len(list(read_tail(path))) == len(list(read_tail(whole(path, log))))
+        assert len(list(read_tail(path))) == frames
+        for cut in (1, 9, 20):  # and where its end is zeros
+            path.write_bytes(log[:-cut] + bytes(cut + zeros))
+            assert len(list(read_tail(path))) in (frames - 1, frames)
     path.write_bytes(log + bytes(64) + log)
     with pytest.raises(StoreError, match="damaged"):
         list(read_tail(path))

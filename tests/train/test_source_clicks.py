@@ -149,12 +149,14 @@ def test_the_recipe_looks_at_the_dataset_wherever_it_is_named(told):
 
 
 def test_events_logged_less_exactly_than_others_are_no_impressions(told):
-    tables = [{"time_unit": "s"}, {"time_unit": "ms"}]
-    manifest = told.manifest.model_copy(
-        update={"mapping": {**told.manifest.mapping, "events": tables}}
-    )
-    with pytest.raises(ConfigError, match="different `time_unit`"):
-        source_clicks(replace(told, manifest=manifest))
+    store = told.events["source"]
+    user = int(np.argmax(np.diff(store.offsets_U) > 1))
+    first = int(store.offsets_U[user])
+    time_E = np.array(store.time_E)
+    time_E[[first, first + 1]] = time_E[first + 1] + 1, time_E[first]
+    events = {**told.events, "source": replace(store, time_E=time_E)}
+    with pytest.raises(ConfigError, match="logged less exactly"):
+        source_clicks(replace(told, events=events))
 
 
 def test_a_log_that_does_not_tell_is_refused_and_recipes_know(tmp_path):

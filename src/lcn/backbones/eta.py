@@ -49,6 +49,7 @@ class Eta(Backbone[EtaState]):
     source = "Chen et al. 2021 (arXiv 2108.04468)"
     assumes = "source-domain events; uses event context fields where there are some"
     searches = True
+    searches_by_angle = True
 
     plane_DB: Tensor
     """Normals of the planes, fixed."""

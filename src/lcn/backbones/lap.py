@@ -310,14 +310,15 @@ class Lap(Backbone[LapState]):
         else:
             assert selection.span_C2 is not None
             row_CN, mask_CN = rows_of_span(selection.span_C2)
-        scored = [score_rows(state.complete, row_CN, mask_CN, self._csa_scoring(query))]
+        complete, rows = state.complete.widened(), state.rows.widened()
+        scored = [score_rows(complete, row_CN, mask_CN, self._csa_scoring(query))]
         if self.msa is not None:
             msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
-            scored.append(score_rows(state.rows, row_CN, mask_CN, msa))
+            scored.append(score_rows(rows, row_CN, mask_CN, msa))
         if self.fsa is not None:
             with torch.no_grad():
                 fsa = self.fsa.scoring(query.vector_CD, query.time_C)
-                scored.append(score_rows(state.rows, row_CN, mask_CN, fsa))
+                scored.append(score_rows(rows, row_CN, mask_CN, fsa))
         pairs = zip(scored[1:], scored[:-1], strict=True)
         terms = [divergence(teacher, student[:, 0]) for teacher, student in pairs]
         return torch.stack(terms).sum()
@@ -327,6 +328,11 @@ class Lap(Backbone[LapState]):
         if config.distill and not (config.use_msa or config.use_fsa):
             raise ConfigError(
                 "model.backbone.distill needs a level that teaches another: set use_msa or use_fsa"
+            )
+        if config.time_bias and not (config.use_csa_output or config.distill):
+            raise ConfigError(
+                "model.backbone.time_bias is learned through the complete scope's output, which "
+                "use_csa_output: false takes away; set one of them to its default"
             )
         if config.recent_queries and not self._narrows():
             raise ConfigError(

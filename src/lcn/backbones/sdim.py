@@ -58,6 +58,7 @@ class Sdim(Backbone[SdimState]):
     source = "Cao et al. 2022 (arXiv 2205.10249)"
     assumes = "source-domain events; `final: mhta` uses event context fields where there are some"
     searches = True
+    searches_by_angle = True
 
     plane_DGP: Tensor
     """Normals of the planes, fixed."""

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from lcn.config import Config
 from lcn.data.batch import Batch, Rows
@@ -33,7 +33,7 @@ class BatchConfig(Config):
     1 is plain shuffling."""
     lifelong: PositiveInt = 500
     """N: newest source-domain events of the lifelong history."""
-    short: NonNegativeInt = 50
+    short: PositiveInt = 50
     """Newest events of each domain in the short-term histories."""
     overlap: bool = True
     """Whether the newest source-domain events stand in the lifelong history too, as in the paper;

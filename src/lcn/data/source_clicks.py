@@ -54,11 +54,11 @@ def source_clicks(dataset: Dataset, most: int = 0, *, seed: int = 0) -> Samples:
             "events are clicks; add `responses` to its mapping and prepare it again, or set "
             "train.source_steps to 0"
         )
-    if _late(manifest):
+    if _late(manifest) or not all(map(_in_order, dataset.events.values())):
         raise ConfigError(
-            "train.source_steps: events of this dataset have an `arrival`, or tables of different "
-            "`time_unit`, so what was known when a source event happened cannot be told; set "
-            "train.source_steps to 0"
+            "train.source_steps: events of this dataset became known later than they happened (an "
+            "`arrival`, or times logged less exactly than others), so what was known when a source "
+            "event happened cannot be told; set train.source_steps to 0"
         )
     place, label_V = told
     label_E = label_V[np.asarray(store.context_EG[:, place])]
@@ -118,12 +118,17 @@ def response_labels(dataset: Dataset) -> tuple[int, NDArray[np.int8]] | None:
 
 
 def _late(manifest: Manifest) -> bool:
-    """Whether rows may stand in another order than their times: some events became known later
-    than they happened, or are logged less exactly than others."""
+    """Whether some events became known later than they happened."""
     tables: Any = manifest.mapping.get("events", ())
-    units = {table.get("time_unit", "ms") for table in tables}
-    ticks = {unit if unit in ("s", "iso") else "ms" for unit in units}
-    return len(ticks) > 1 or any(table.get("arrival") for table in tables)
+    return any(table.get("arrival") for table in tables)
+
+
+def _in_order(store: EventStore) -> bool:
+    """Whether each user's rows stand in the order of their times: they stand in that of becoming
+    known, which differs where some times are logged less exactly than others."""
+    time_E, offsets_U = np.asarray(store.time_E), np.asarray(store.offsets_U)
+    falls = np.flatnonzero(np.diff(time_E) < 0) + 1
+    return bool(np.isin(falls, offsets_U).all())
 
 
 def _request_context(dataset: Dataset, row_S: NDArray, response: int) -> NDArray[np.int32]:

@@ -8,6 +8,7 @@ TABLES = {
     "table3": "The pyramid's levels and sizes; with --beyond, one switch at a time.",
     "table4": "Single domain: the target domain's own history.",
     "table5": "Every backbone and objective: the main comparison.",
+    "schedules": "Every objective first, then clicks: on CRP's own schedule.",
 }
 FIGURES = {
     "figure4": "Item vectors with and without CRP: t-SNE, silhouette, neighbour purity.",

@@ -40,8 +40,10 @@ BASE_KNOBS = (
 )
 """Every row's: they move more than the lifelong part does, so no row may go without."""
 
+TEMPERATURES = (0.05, 0.1, 0.3, 1.0, 3.0)
+"""Of every contrast alike."""
 CRP_KNOBS = (
-    knob("objectives.0.temperature", 0.3, 1.0, 3.0, name="crp temperature"),
+    knob("objectives.0.temperature", *TEMPERATURES, name="crp temperature"),
     knob("train.pretrain_steps", 300, 1000, 2000, name="crp steps"),
     Knob(
         "crp beside the clicks",
@@ -59,6 +61,13 @@ FISM_KNOBS = (
 )
 JOINT = ("train.pretrain_steps=0", "train.joint_objectives=true")
 """CRP beside the click loss from the first step, as Eq. 14 has it."""
+FIRST = ("train.pretrain_steps=1000", "train.joint_objectives=false")
+"""An objective first and alone, then clicks alone."""
+SCHEDULES = (
+    JOINT,
+    FIRST,
+    ("train.pretrain_steps=1000", "train.joint_objectives=true"),
+)
 JOINT_KNOBS = (
     knob("objectives.0.weight", 0.001, 0.01, 0.1, 0.3, name="crp weight"),
     CRP_KNOBS[0],

@@ -57,6 +57,7 @@ class At4Ctr(Objective):
         contrasted: PositiveInt = 1024
         """Next events that serve as negatives, per domain, drawn at random."""
         stream: StreamConfig = StreamConfig()
+        """`users` bounds L_NIP alone; L_UIM matches every user of the batch."""
         encoder: EncoderConfig = EncoderConfig()
 
     memory_MW: Float[Tensor, "M W"]
@@ -88,7 +89,13 @@ class At4Ctr(Objective):
             return total
         hidden_ULD = self.encoder(view.item_ID, stream)
         if config.match_weight:
-            total = total + config.match_weight * self._match(view, stream, hidden_ULD, candidate_U)
+            matched, hidden_PLD = stream, hidden_ULD
+            if config.stream.users:
+                every = config.stream.model_copy(update={"users": 0})
+                matched = merge_stream(view.batch, candidate_U, every, view.generator)
+                hidden_PLD = self.encoder(view.item_ID, matched)
+            match = self._match(view, matched, hidden_PLD, candidate_U)
+            total = total + config.match_weight * match
         if config.next_weight:
             nexts = self._next(view, stream, hidden_ULD)
             for domain in ("target", "source") if config.stream.domains == "both" else ():

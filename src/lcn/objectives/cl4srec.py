@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lcn.config import Config as BaseConfig
 from lcn.config import Share
+from lcn.errors import ConfigError
 from lcn.objectives.augment import Augmented, augment, split_domains
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import info_nce, unit
@@ -57,6 +58,11 @@ class Cl4SRec(Objective):
 
     def __init__(self, config: Cl4SRec.Config, setup: Setup) -> None:
         super().__init__()
+        if config.views == "domains" and config.stream.domains != "both":
+            raise ConfigError(
+                "objective cl4srec contrasts a user's two domains (views: domains), but its stream "
+                f"holds one (stream.domains: {config.stream.domains}); set stream.domains to both"
+            )
         self.config, self.weight, self.corpus = config, config.weight, setup.corpus
         width = setup.item_width
         self.encoder = StreamEncoder(width, config.stream.length, config.encoder, causal=True)

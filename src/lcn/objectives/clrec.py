@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
@@ -46,7 +46,7 @@ class ClRec(Objective):
         """Items each domain's queue holds; 0 takes 8 per candidate of a batch."""
         source_share: Share = 0.5
         """Share of users that also predict a source-domain item in a step."""
-        min_history: NonNegativeInt = 3
+        min_history: PositiveInt = 3
         """Events before the cut; users with fewer are skipped."""
         stream: StreamConfig = StreamConfig()
         encoder: EncoderConfig = EncoderConfig()
@@ -124,7 +124,7 @@ def draw_cuts(
     place_L = torch.arange(label_UL.shape[1], device=label_UL.device)
     # A place is a possible cut when some label stands at it or behind it.
     ahead_UL = label_UL.flip(1).cumsum(1).flip(1) > 0
-    cut_U = pick_one(ahead_UL & (place_L >= min_history), generator)
+    cut_U = pick_one(ahead_UL & (place_L >= max(min_history, 1)), generator)
     user_N = (cut_U >= 0).nonzero()[:, 0]
     cut_N = cut_U[user_N]
     first_NL = label_UL[user_N] & (place_L >= cut_N[:, None])

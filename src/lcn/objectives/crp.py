@@ -54,8 +54,8 @@ class Crp(Objective):
     Forms (docs/models/crp.md): `paper` is Eq. 3-5 as written, negative pairs shared by the batch
     and no positive in the denominator; `anchored` gives each positive the negatives of its own
     anchor; `infonce` adds the positive to the denominator.
-    Deviations: a user counts once per batch; in the last two forms another user's item that
-    equals either member of the positive is no negative.
+    Deviations: a user counts once per batch; a negative pair of one item is none, and in the last
+    two forms another user's item that equals either member of the positive is no negative.
     """
 
     source = "LCN (Cross Representation Production), KDD 2024, arXiv 2312.06424, Eq. 3-6"
@@ -144,6 +144,10 @@ class Crp(Objective):
             return self._anchored(pairs, view)
         count = self.config.negatives or int(pairs.valid_U.sum())
         a_M, b_M = draw_negatives(first_UL, second_UL, count, view.generator)
+        # An item is no negative of itself; without a gradient it would rule the whole sum.
+        key_I = view.item_keys()
+        other_M = key_I[a_M] != key_I[b_M]
+        a_M, b_M = a_M[other_M], b_M[other_M]
         if not len(a_M):
             return view.zero()
         item_ID, tau = view.item_ID, self.config.temperature

@@ -75,7 +75,9 @@ class _InBatch(torch.autograd.Function):
             if with_positive:
                 logit_UU.diagonal().copy_(positive_U)
                 top_U = torch.maximum(top_U, positive_U)
+            # Anchors without a negative weigh nothing: e^-inf, whatever τ is.
             top_U = torch.where(wanted_U, top_U, 0.0)
+            logit_UU.masked_fill_(~wanted_U[:, None], -torch.inf)
             weight_UU = logit_UU.sub_(top_U[:, None]).exp_()
             sum_U = torch.where(wanted_U, weight_UU.sum(1), 1.0)
             total += torch.where(wanted_U, sum_U.log() + top_U - positive_U, 0.0).sum()

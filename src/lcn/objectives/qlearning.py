@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lcn.config import Config, Share
 from lcn.data.batch import Batch
+from lcn.data.source_clicks import response_labels
 from lcn.errors import ConfigError
 from lcn.objectives.base import Setup, View
 from lcn.objectives.draw import coins
@@ -36,6 +37,9 @@ class RewardConfig(Config):
     """Event context field that tells the kind of an event; empty: the domain alone decides."""
     values: dict[str, float] = {}
     """Reward of each kind, by its value in that field: {pv: 0.2, cart: 0.5, fav: 0.5, buy: 1}."""
+    by_response: bool = False
+    """Without a field: where the dataset's mapping tells responses, an event that was only shown
+    is worth nothing. The recipes have it on."""
 
 
 class QConfig(Config):
@@ -163,7 +167,11 @@ def read_rewards(config: RewardConfig, setup: Setup) -> tuple[int, Float[Tensor,
     if not config.field:
         if config.values:
             raise ConfigError("rewards.values needs rewards.field: which field has these values?")
-        return -1, default_21
+        told = response_labels(setup.dataset) if config.by_response else None
+        if told is None:
+            return -1, default_21
+        position, label_V = told
+        return position, default_21 * torch.from_numpy(label_V != 0).float()
     position, index = read_values(setup, config.field, "rewards")
     reward_2V = default_21.repeat(1, setup.manifest.event_context[position].size)
     for value, reward in config.values.items():

@@ -29,7 +29,7 @@ class SoftmaxConfig(Config):
     negatives: NonNegativeInt = 1024
     """Drawn uniformly from the domain's training items; a smaller domain is taken whole."""
     in_batch: NonNegativeInt = 1024
-    """Drawn from the events of the batch: as frequent as the items are popular."""
+    """At most so many of the batch's events: as frequent as the items are popular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ def draw_candidates(
 ) -> Candidates:
     """Draw one domain's candidates: some uniformly from its items, some from the batch's events.
 
-    The chance of an item to be drawn from the batch is taken from its share of training events.
+    The chance of an item to be among the batch's events is that of as many independent draws from
+    the training events.
     """
     items = corpus.domains[domain]
     generator, device = view.generator, view.item_ID.device
@@ -60,8 +61,8 @@ def draw_candidates(
         uniform_N = uniform_N[below(torch.full((config.negatives,), len(items)), generator)]
         rate_uniform = -config.negatives * float(torch.log1p(torch.tensor(-1.0 / len(items))))
     event_N = stream.item_UL[stream.of_domain(target=domain == "target")]
-    drawn = config.in_batch if len(event_N) else 0
-    place_N = below(torch.full((drawn,), len(event_N)), generator)
+    drawn = min(config.in_batch, len(event_N))
+    place_N = torch.randperm(len(event_N), generator=generator)[:drawn]
     batch_N = view.batch.address_I[event_N[place_N.to(device)]].cpu()
     address_K = torch.cat([uniform_N, batch_N]).unique()
     if len(items) <= config.negatives:
@@ -84,8 +85,9 @@ def sampled_softmax(
 ) -> Float[Tensor, " N"]:
     """-log softmax of labels, the partition sum estimated from candidates.
 
-    Z ≈ e^positive + Σ_{k ≠ label} e^logit_k / P(k drawn): unbiased, and exact where every item
-    of the domain is a candidate. A candidate that is the label itself is removed.
+    Z ≈ e^positive + Σ_{k ≠ label} e^logit_k / P(k drawn): unbiased as far as a batch's events are
+    independent draws from the log, and exact where every item of the domain is a candidate. A
+    candidate that is the label itself is removed.
 
     Args:
         logit_NK: scores of the candidates, uncorrected.

@@ -66,6 +66,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room, then wait for headers."""
         super().connection_made(transport)
+        # Any byte that the peer leaves unread counts: a few would hold a closing connection too.
+        transport.set_write_buffer_limits(high=0)
         guard = self._guard
         if len(self.connections) > guard.connections:
             oldest = next(iter(guard.waiting), None)

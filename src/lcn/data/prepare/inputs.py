@@ -187,17 +187,15 @@ def bind(engine: Engine, table: Input, setting: str, expression: str) -> Express
 
 
 def as_text(expression: Expression) -> str:
-    """Return SQL for a key or category as text; NULL, NaN and the empty text are missing.
+    """Return SQL for a category as text; NULL, NaN and the empty text are missing.
 
-    Whole numbers read alike whether they were stored as integers, floats or text, so 7, 7.0 (an
-    integer column with gaps, as data frames store it) and "7" name the same thing.
+    Whole numbers read alike whether they were stored as integers, floats or decimals, so 7 and 7.0
+    (an integer column with gaps, as data frames store it) name the same thing. Text stays as it is:
+    a version 13.0 is no number.
     """
     sql = expression.sql
     if expression.kind == "VARCHAR":
-        return (
-            f"CASE WHEN ends_with({sql}, '.0') AND regexp_full_match({sql}, '-?[0-9]+\\.0') "
-            f"THEN {sql}[:-3] ELSE nullif({sql}, '') END"
-        )
+        return f"nullif({sql}, '')"
     if expression.kind.startswith("DECIMAL"):
         return (
             f"CASE WHEN {sql} = trunc({sql}) THEN CAST(CAST({sql} AS HUGEINT) AS VARCHAR) "
@@ -220,8 +218,20 @@ def key_kind(expressions: Iterable[Expression]) -> str:
 
 
 def as_key(expression: Expression, kind: str) -> str:
-    """Return SQL for a key of users or items, as the type `key_kind` chose."""
-    return f"CAST({expression.sql} AS BIGINT)" if kind == "BIGINT" else as_text(expression)
+    """Return SQL for a key of users or items, as the type `key_kind` chose.
+
+    Text that is a whole number with .0, as data frames write integer columns with gaps, is that
+    number: the same key is often a number in another table.
+    """
+    if kind == "BIGINT":
+        return f"CAST({expression.sql} AS BIGINT)"
+    sql, text = expression.sql, as_text(expression)
+    if expression.kind != "VARCHAR":
+        return text
+    return (
+        f"CASE WHEN ends_with({sql}, '.0') AND regexp_full_match({sql}, '-?[0-9]+\\.0') "
+        f"THEN {sql}[:-3] ELSE {text} END"
+    )
 
 
 def _is_literal(expression: str) -> bool:

@@ -29,12 +29,16 @@ def partial_folder(folder: Path, *, force: bool) -> Iterator[Path]:
     """
     folder = Path(folder).resolve()
     partial = folder.with_name(folder.name + ".partial")
-    _check_free(folder, force)
     with explained(f"making {partial}"):
         if partial.exists():
             _check_left_behind(partial)
             with _locked(partial):
+                _undo_half_a_swap(folder)
+                _check_free(folder, force)
                 shutil.rmtree(partial)
+        else:
+            _undo_half_a_swap(folder)
+            _check_free(folder, force)
         partial.mkdir(parents=True)
     try:
         with _locked(partial):
@@ -43,8 +47,8 @@ def partial_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     with explained(f"renaming {partial}"):
-        (partial / _LOCK).unlink()
         _swap_in(partial, folder)
+        (folder / _LOCK).unlink()
 
 
 def _check_free(folder: Path, force: bool) -> None:
@@ -61,20 +65,37 @@ def _check_free(folder: Path, force: bool) -> None:
 
 def _check_left_behind(partial: Path) -> None:
     """Refuse to remove what no run of ours left."""
-    if not partial.is_dir() or not (partial / _LOCK).exists():
+    if not partial.is_dir() or (any(partial.iterdir()) and not (partial / _LOCK).exists()):
         raise DataError(
             f"{partial} exists and is nothing that an interrupted preparation left (it has no "
             f"{_LOCK}); a dataset is written there first: move it away, or choose another folder"
         )
 
 
+def _undo_half_a_swap(folder: Path) -> None:
+    """Put back, or remove, the old dataset that an interrupted run had moved away."""
+    for old in folder.parent.glob(f".{folder.name}-old-*"):
+        if (old / folder.name).exists() and not folder.exists():
+            (old / folder.name).replace(folder)
+        shutil.rmtree(old)
+
+
 def _swap_in(partial: Path, folder: Path) -> None:
-    """Rename into place; an old dataset is moved away first and removed last."""
+    """Rename into place; an old dataset is moved away first and removed last.
+
+    Where a process ends between the two renames, the next start puts the old one back.
+    """
     old = None
     if folder.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         folder.replace(old / folder.name)
-    partial.replace(folder)
+    try:
+        partial.replace(folder)
+    except OSError:
+        if old is not None:
+            (old / folder.name).replace(folder)
+            old.rmdir()
+        raise
     descriptor = os.open(folder.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

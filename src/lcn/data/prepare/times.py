@@ -14,8 +14,8 @@ _PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
 """Ticks of a unit in a millisecond."""
 _FLOATS = ("FLOAT", "DOUBLE", "DECIMAL", "UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM")
 _DATES = ("TIMESTAMP", "DATE")
-_DAY = r"'\s*\d+-\d{1,2}-\d{1,2}\s*'"
-_MINUTE = r"'\s*\d+-\d{1,2}-\d{1,2}[ T]\d{1,2}:\d{2}\s*'"
+_ZONE = r"'(Z|z|[+-]\d{1,2}(:?\d{2})?|[A-Za-z]+(/[A-Za-z_]+)*)\s*$'"
+"""What may follow the time of a day."""
 _MS_PER_YEAR = 31_556_952_000
 
 
@@ -112,9 +112,12 @@ def last_millisecond(expression: Expression, unit: TimeUnit, time: str) -> str:
         return day
     if expression.kind != "VARCHAR":
         return whole
+    # By what is missing, not by form: dates may be written in several ways.
+    clock = f"regexp_replace({sql}, {_ZONE}, '')"
     return (
-        f"CASE WHEN regexp_full_match({sql}, {_DAY}) THEN {day} "
-        f"WHEN regexp_full_match({sql}, {_MINUTE}) THEN ({time}) + 59999 ELSE {whole} END"
+        f"CASE WHEN NOT contains({sql}, ':') THEN {day} "
+        f"WHEN length({clock}) - length(replace({clock}, ':', '')) = 1 THEN ({time}) + 59999 "
+        f"ELSE {whole} END"
     )
 
 

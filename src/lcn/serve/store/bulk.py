@@ -2,9 +2,9 @@
 
 Records carry hashes of the texts in the logs, as live events do. A row's position within its
 user's history is its sequence, so equal times keep the dataset's order. Its event id is a hash of
-what the row says and of how many equal rows stand before it, so another dataset over the same logs
-(of later days, say) adds what is new in it. Datasets do not keep the ids of the logs: an event that
-was sent live and then stands in a dataset too is there twice, so feed a store from one of them. Nor
+time, domain and item and of how many such rows stand before it, so another dataset over the same
+logs (of later days, say) adds what is new in it. Datasets do not keep the ids of the logs: what was
+sent live and then stands in a dataset too is there twice, so feed a store from one of them. Nor
 do they keep when a row became known; the latest time so far of the user's rows is the earliest
 moment that fits their order, and equals it wherever events arrive in order.
 """
@@ -101,8 +101,11 @@ def _records(
 
 
 def _event_ids(records: NDArray[np.uint64], domain: Domain) -> NDArray[np.uint64]:
-    """A hash of each row's domain, time, item and context, and of its number among equal rows."""
-    said = records[:, [TIME, *range(ITEM, records.shape[1])]].astype(np.uint64)
+    """A hash of each row's domain, time and item, and of its number among equal rows.
+
+    Not of its context: what a later dataset's vocabulary knows may be unknown to this one's.
+    """
+    said = records[:, [TIME, ITEM]].astype(np.uint64)
     id_E = np.full(len(said), domain == "source", np.uint64)
     for column in said.T:
         id_E = _mixed(id_E ^ column)

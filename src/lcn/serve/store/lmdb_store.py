@@ -77,6 +77,9 @@ class LmdbStore:
         """Why acknowledged events may not be on disk; while it is so, none are taken."""
         self._fold_at = self._retry_at = 0.0
         self._write = threading.RLock()
+        self._folding = threading.Lock()
+        """Held by who makes a snapshot; taken before `_write`."""
+        self._syncer: threading.Thread | None = None
         self._folder = StoreFolder(folder)
         self._lock = _take_lock(self._folder.lock)
         try:
@@ -172,38 +175,50 @@ class LmdbStore:
         Raises:
             StoreError: it cannot be written; the tails before it stay.
         """
-        with self._write, self._errors("write a snapshot"):
-            fresh, old = Tail(self._folder.next_tail()), self._tail
-            if old is not None and not self.failure:
-                try:
-                    old.sync()
-                except OSError as error:
-                    self.failure = str(error)
-                    raise
-            self._tail = fresh
-            if old is not None:
-                old.close(sync=False)
-            forgotten = self._fold_at
-        with self._errors("write a snapshot"):
-            # Not `compact`: LMDB's compacting copy crashes on sorted records of fixed size.
-            self._folder.write_snapshot(lambda to: self._env.copy(str(to)))
-        with self._write:
-            self._fold_at = 0.0 if self._fold_at == forgotten else self._fold_at
-            self.failure = ""
+        with self._folding:
+            with self._write, self._errors("write a snapshot"):
+                fresh, old = Tail(self._folder.next_tail()), self._tail
+                if old is not None and not self.failure:
+                    try:
+                        old.sync()
+                    except OSError as error:
+                        self.failure = str(error)
+                        raise
+                self._tail = fresh
+                if old is not None:
+                    old.close(sync=False)
+                # Who is removed from now on is in the new tail.
+                due, self._fold_at = self._fold_at, 0.0
+            try:
+                with self._errors("write a snapshot"):
+                    # Not `compact`: LMDB's compacting copy crashes on sorted records of fixed size.
+                    self._folder.write_snapshot(lambda to: self._env.copy(str(to)))
+            except BaseException:
+                with self._write:
+                    self._fold_at = due or self._fold_at
+                raise
+            with self._write:
+                self.failure = ""
 
     def close(self) -> None:
         """See `BehaviourStore`."""
         self._stop.set()
+        if self._syncer is not None:
+            self._syncer.join()
+        if self._fold_at or self.failure:
+            self._try_snapshot()
         with self._write:
-            if self._fold_at:
-                self._try_snapshot()
-            self._env.sync(True)
-            if self._tail is not None:
-                self._tail.close()
+            try:
+                with self._errors("close"):
+                    self._env.sync(True)
+                    if self._tail is not None:
+                        self._tail.close(sync=not self.failure)
+                    if not self.failure:
+                        self._folder.end()
+            finally:
                 self._tail = None
-            self._env.close()
-            self._folder.end()
-            self._lock.close()
+                self._env.close()
+                self._lock.close()
 
     # Inside
 
@@ -228,16 +243,14 @@ class LmdbStore:
             self._folder.note_open(durability)
             self._folder.drop_snapshot()
             return
-        if trusted and self._folder.has_snapshot:
+        if trusted and self._folder.was_closed and self._folder.has_snapshot:
             self._tail = Tail(self._folder.next_tail())
-            if not self._folder.was_closed:
-                # A user may have been removed shortly before.
-                self._fold_at = time.monotonic() + FORGET_S
-            self._folder.note_open(durability)
         else:
+            # After a crash too: the log may have failed to sync, or hold a user who was removed.
             self.snapshot()
-            self._folder.note_open(durability)
-        threading.Thread(target=self._sync_forever, daemon=True, name="store-sync").start()
+        self._folder.note_open(durability)
+        self._syncer = threading.Thread(target=self._sync_forever, daemon=True, name="store-sync")
+        self._syncer.start()
 
     def _replay(self, repair: bool) -> int:
         """Apply the tails to the snapshot; the number of records they hold."""

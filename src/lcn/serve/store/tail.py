@@ -84,10 +84,12 @@ def read_tail(path: Path, *, repair: bool = False) -> Iterator[Frame]:
     Raises:
         StoreError: damage in the middle; says how to repair.
     """
+    # File systems may leave zeros in the place of a last write, or of its end, that was cut off.
     data = path.read_bytes()
+    written = len(data.rstrip(b"\0"))
     at = 0
-    while at < len(data):
-        end, payload = _frame_at(data, at)
+    while at < written:
+        end, payload = _frame_at(data, at, written)
         if payload is None:
             if end < len(data) and not repair:
                 raise StoreError(
@@ -107,17 +109,18 @@ def read_tail(path: Path, *, repair: bool = False) -> Iterator[Frame]:
         at = end
 
 
-def _frame_at(data: bytes, at: int) -> tuple[int, bytes | None]:
+def _frame_at(data: bytes, at: int, written: int) -> tuple[int, bytes | None]:
     """Where the frame ends (if its length is to be believed) and its payload, None if damaged."""
-    if at + _HEAD.size > len(data) or not any(data[at:]):
-        # File systems may leave zeros in the place of a last write that was cut off.
+    if at + _HEAD.size > len(data):
         return len(data), None
     length, checksum = _HEAD.unpack_from(data, at)
     end = at + _HEAD.size + length
     if not _LEAST <= length <= _MOST or end > len(data):
         return _resume(data, at), None
     payload = data[at + _HEAD.size : end]
-    return end, payload if zlib.crc32(payload) == checksum else None
+    if zlib.crc32(payload) == checksum:
+        return end, payload
+    return len(data) if end >= written else end, None
 
 
 def _resume(data: bytes, at: int) -> int:

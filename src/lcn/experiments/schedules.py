@@ -1,0 +1,49 @@
+"""Every objective on CRP's schedule: so many steps on the objective alone, then clicks alone.
+
+Table 5 has each objective beside the clicks, as its paper has it, and CRP first, as it is best;
+what of a difference is the objective's and what the schedule's, this table tells.
+"""
+
+from __future__ import annotations
+
+from lcn.experiments.rows import CRP_KNOBS, FIRST, JOINT, JOINT_KNOBS, Claim, Row, Sizes, Table
+from lcn.experiments.table5 import OBJECTIVES, contrast_knobs, has_temperature
+
+LAP, CRP = "LAP", "CRP first"
+AT_ONE = ("objectives.0.temperature=1",)
+
+
+def table(sizes: Sizes) -> Table:
+    """LAP alone, with CRP first and beside the clicks, and with each rival first.
+
+    Contrastive rivals are there with their recipe's temperature and with CRP's.
+    """
+    firsts = [
+        Row(_first(name), f"lap_{objective}", FIRST, contrast_knobs(objective))
+        for name, objective in OBJECTIVES.items()
+    ]
+    firsts += [
+        Row(f"{_first(name)}, τ = 1", f"lap_{objective}", (*FIRST, *AT_ONE))
+        for name, objective in OBJECTIVES.items()
+        if has_temperature(objective)
+    ]
+    return Table(
+        name="schedules",
+        title="Every objective first, then clicks",
+        rows=(
+            Row(LAP, "lap", reference=True),
+            Row(CRP, "lap_crp", (), CRP_KNOBS),
+            Row("CRP beside the clicks", "lap_crp", JOINT, JOINT_KNOBS),
+            *firsts,
+        ),
+        references=(LAP,),
+        claims=(
+            *(Claim(f"CRP beats {row.name}", CRP, row.name) for row in firsts),
+            Claim("CRP is better first than beside the clicks", CRP, "CRP beside the clicks"),
+        ),
+        note="1000 steps on the objective alone, then clicks alone, on the same pyramid.",
+    )
+
+
+def _first(name: str) -> str:
+    return f"{name} first"
