@@ -72,7 +72,7 @@ def test_an_own_search_table_decides_and_the_objective_sees_it(name, toy):
     assert not torch.equal(after.interest.vector_CW, before.interest.vector_CW)
 
 
-@pytest.mark.parametrize("name", ["sim_soft", "eta", "sdim", "twin", "lap"])
+@pytest.mark.parametrize("name", ["sim_soft", "twin", "lap"])
 def test_cosine_search_does_not_see_the_length_of_item_vectors(name, toy):
     """Rows are found by direction alone; what is pooled is still the item vector."""
     backbone = {"name": "lap", "use_msa": False} if name == "lap" else {"name": name}
