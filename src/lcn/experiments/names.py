@@ -8,6 +8,7 @@ TABLES = {
     "table3": "The pyramid's levels and sizes; with --beyond, one switch at a time.",
     "table4": "Single domain: the target domain's own history.",
     "table5": "Every backbone and objective: the main comparison.",
+    "responses": "Responses first on every backbone, rivals pre-trained alike.",
     "schedules": "Every objective first, then clicks: on CRP's own schedule.",
 }
 FIGURES = {

@@ -1,4 +1,4 @@
-"""Table 2: CRP on every backbone; beyond the paper, CRP beside the clicks, and responses first.
+"""Table 2: CRP on every backbone; beyond the paper, CRP beside the clicks.
 
 Every backbone gets the same CRP, nothing lifelong and full attention too: what helps the model
 without a lifelong part as much says nothing about the pyramid.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from lcn.experiments import quoted
 from lcn.experiments.rows import (
     CRP_KNOBS,
-    FISM_KNOBS,
     JOINT,
     JOINT_KNOBS,
     NONE,
@@ -48,20 +47,6 @@ def table(sizes: Sizes) -> Table:
         )
         for name, recipe in {**OTHERS, **BACKBONES}.items()
     ]
-    rows += [
-        Row(_told(name), f"{recipe}_fism", (), FISM_KNOBS, beyond=True)
-        for name, recipe in {**OTHERS, **BACKBONES}.items()
-    ]
-    whole = ("model.backbone.fism=true",)
-    rows.append(Row(_told("LCN"), "lap_fism", whole, FISM_KNOBS, beyond=True))
-    claims += [
-        Claim(f"LCN beats {name}, both with responses first", _told("LCN"), _told(name))
-        for name in (*OTHERS, *BACKBONES)
-    ]
-    claims += [
-        Claim(f"responses first raise the AUC of {name}", _told(name), name)
-        for name in (*OTHERS, *BACKBONES)
-    ]
     claims += [
         Claim(f"LAP beats {name}, both with CRP", "LAP + CRP", f"{name} + CRP")
         for name in (*OTHERS, *BACKBONES)
@@ -78,10 +63,6 @@ def table(sizes: Sizes) -> Table:
         references=(SIM_SOFT, NONE),
         claims=tuple(claims),
     )
-
-
-def _told(name: str) -> str:
-    return f"{name}, responses first"
 
 
 def _beside(name: str) -> str:

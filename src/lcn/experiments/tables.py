@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from lcn.evaluate.bootstrap import Interval
 from lcn.evaluate.compare import Difference
 from lcn.evaluate.tables import TITLES, interval_text, p_value_text, plain, seeds_text
-from lcn.experiments import schedules, table1, table2, table3, table4, table5
+from lcn.experiments import responses, schedules, table1, table2, table3, table4, table5
 from lcn.experiments.claims import holding
 from lcn.experiments.measure import METRICS, Compared, Measured, measure
 from lcn.experiments.record import (
@@ -34,6 +34,7 @@ TABLES: dict[str, Callable[[Sizes], Table]] = {
     "table4": table4.table,
     "table5": table5.table,
     "schedules": schedules.table,
+    "responses": responses.table,
 }
 _RISING = ("auc", "gauc")
 
