@@ -101,6 +101,9 @@ class Manifest(_Record):
     """The mapping the dataset was prepared with, resolved."""
     checksums: dict[str, str]
     """relative path -> SHA-256 of its bytes"""
+    late_events: bool | None = None
+    """Whether some events became known later after their logged time than others: they arrived
+    late, or are logged less exactly. Times alone then do not tell who knew what. None: unknown."""
 
     @property
     def fingerprint(self) -> str:

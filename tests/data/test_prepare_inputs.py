@@ -403,6 +403,29 @@ def test_a_coarse_time_is_known_at_its_end(tmp_path: Path, unit, times, shown, s
     assert [int(end) for split in samples.values() for end in split.source_end_S] == sees
 
 
+@pytest.mark.parametrize(
+    ("units", "late"), [(("s", "s"), False), (("s", "ms"), True), (("iso", "iso"), True)]
+)
+def test_the_manifest_says_whether_times_alone_tell_who_knew_what(
+    tmp_path: Path, units: tuple[str, str], late: bool
+) -> None:
+    """Tables alike exact are; a date beside a time of day is not, though both are iso."""
+    texts = {
+        "s": [BASE, BASE + 5],
+        "ms": [BASE * 1000 + 1, BASE * 1000 + 5],
+        "iso": ["2017-07-13", "2017-07-14 02:40:01"],
+    }
+    tables = []
+    for number, unit in enumerate(units):
+        rows = [f"1,a,{time}" for time in texts[unit]]
+        (tmp_path / f"e{number}.csv").write_text("\n".join(["u,i,t", *rows]) + "\n")
+        changes = {"files": (f"e{number}.csv",), "time_unit": unit}
+        changes["domain"] = ("source", "target")[number]
+        tables.append(PLAIN.events[0].model_copy(update=changes))
+    asked = PLAIN.model_copy(update={"events": tuple(tables)})
+    assert _prepare(tmp_path, asked=asked).late_events is late
+
+
 def test_a_date_column_is_known_at_the_end_of_its_day(tmp_path: Path) -> None:
     days = [datetime.date(2017, 7, 13), datetime.date(2017, 7, 14)]
     pq.write_table(pa.table({"u": [1, 1], "i": ["a", "b"], "t": days}), tmp_path / "e.parquet")
@@ -616,7 +639,8 @@ def test_an_existing_dataset_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_nothing_is_removed_that_no_preparation_made(tmp_path: Path) -> None:
     """`out.old` and `out.partial` are names that people use too."""
-    for name in ("out.old", "out.partial"):
+    others = (".out-old-mine", ".out-old-12345678", ".out-old-2023-old-abcdefgh")
+    for name in ("out.old", "out.partial", *others):
         (tmp_path / name).mkdir()
         (tmp_path / name / "precious.txt").touch()
     with pytest.raises(DataError, match=r"out.partial exists.*move it away"):
@@ -625,7 +649,7 @@ def test_nothing_is_removed_that_no_preparation_made(tmp_path: Path) -> None:
     _prepare(tmp_path)
     prepare(PLAIN, tmp_path / "out", base=tmp_path, force=True)
     assert (tmp_path / "out.old" / "precious.txt").exists()
-    assert not list(tmp_path.glob(".out-old-*"))
+    assert sorted(path.name for path in tmp_path.glob(".out-old-*")) == sorted(others)
 
 
 def test_a_link_to_a_dataset_is_followed(tmp_path: Path) -> None:

@@ -226,28 +226,48 @@ def test_a_user_removed_while_a_snapshot_is_made_is_not_forgotten(tmp_path, monk
 
 
 def test_closing_waits_for_a_snapshot_under_way(tmp_path, monkeypatch) -> None:
-    """Two at once would write one folder."""
+    """Its copy reads the database that closing takes away."""
     store = filled(tmp_path / "a")
-    store.delete("nobody")
-    write, under_way = StoreFolder.write_snapshot, []
+    write, under_way, errors = StoreFolder.write_snapshot, threading.Event(), []
 
     def slow(self, copy) -> None:
-        under_way.append(1)
-        assert sum(under_way) == 1
-        time.sleep(0.3)
+        under_way.set()
+        time.sleep(0.5)
         write(self, copy)
-        under_way.append(-1)
+
+    def fold() -> None:
+        try:
+            store.snapshot()
+        except StoreError as error:
+            errors.append(error)
 
     monkeypatch.setattr(StoreFolder, "write_snapshot", slow)
-    monkeypatch.setattr(lmdb_module, "FORGET_S", 0.0)
-    store.delete("u")
-    folding = threading.Thread(target=store.snapshot)
+    folding = threading.Thread(target=fold)
     folding.start()
+    assert under_way.wait(10)
     store.close()
     folding.join()
+    assert not errors and not (tmp_path / "a" / "snapshot.partial").exists()
+    store.close()  # once more is nothing
     again = LmdbStore(tmp_path / "a", (), Limits(), "everysec")
-    assert len(again.read("u", 0).source) == 0
+    assert len(again.read("u", 0).source) == 16
     again.close()
+
+
+def test_a_fold_that_failed_at_closing_is_made_at_the_next_start(tmp_path, monkeypatch) -> None:
+    store = filled(tmp_path)
+    store.append([event(500, user="alice")], 0)
+    store.delete("alice")
+
+    def full(self, copy) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreFolder, "write_snapshot", full)
+        store.close()
+    assert b"alice" in logs(tmp_path)
+    LmdbStore(tmp_path, (), Limits(), "everysec").close()
+    assert b"alice" not in logs(tmp_path)
 
 
 def test_a_restart_does_not_trust_a_log_that_failed(tmp_path, monkeypatch) -> None:

@@ -148,15 +148,14 @@ def test_the_recipe_looks_at_the_dataset_wherever_it_is_named(told):
         recipe("lcn", told.folder, "dataset=elsewhere")
 
 
-def test_events_logged_less_exactly_than_others_are_no_impressions(told):
-    store = told.events["source"]
-    user = int(np.argmax(np.diff(store.offsets_U) > 1))
-    first = int(store.offsets_U[user])
-    time_E = np.array(store.time_E)
-    time_E[[first, first + 1]] = time_E[first + 1] + 1, time_E[first]
-    events = {**told.events, "source": replace(store, time_E=time_E)}
+def test_events_logged_less_exactly_than_others_are_no_impressions(told, tmp_path):
+    manifest = told.manifest.model_copy(update={"late_events": True})
     with pytest.raises(ConfigError, match="logged less exactly"):
-        source_clicks(replace(told, events=events))
+        source_clicks(replace(told, manifest=manifest))
+    folder = tmp_path / "late"
+    late = tell_responses(make_toy(folder)).manifest.model_copy(update={"late_events": True})
+    write_manifest(folder, late)
+    assert recipe("lcn", folder).train.source_steps == 0  # the recipe knows
 
 
 def test_a_log_that_does_not_tell_is_refused_and_recipes_know(tmp_path):

@@ -153,9 +153,9 @@ class Backbone(nn.Module, ABC, Generic[StateT]):
     assumes: ClassVar[str]
     """What it asks of the data."""
     searches: ClassVar[bool] = False
+    """Whether it ranks rows by item vectors, so that a search table of its own has a use."""
     searches_by_angle: ClassVar[bool] = False
     """Whether the search looks at the direction of item vectors alone."""
-    """Whether it ranks rows by item vectors, so that a search table of its own has a use."""
 
     width: int
     """W, the width of the interest vector; may be 0."""

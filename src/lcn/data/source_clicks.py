@@ -54,7 +54,7 @@ def source_clicks(dataset: Dataset, most: int = 0, *, seed: int = 0) -> Samples:
             "events are clicks; add `responses` to its mapping and prepare it again, or set "
             "train.source_steps to 0"
         )
-    if _late(manifest) or not all(map(_in_order, dataset.events.values())):
+    if _late(manifest):
         raise ConfigError(
             "train.source_steps: events of this dataset became known later than they happened (an "
             "`arrival`, or times logged less exactly than others), so what was known when a source "
@@ -118,17 +118,11 @@ def response_labels(dataset: Dataset) -> tuple[int, NDArray[np.int8]] | None:
 
 
 def _late(manifest: Manifest) -> bool:
-    """Whether some events became known later than they happened."""
+    """Whether some events became known later after their logged time than others."""
+    if manifest.late_events is not None:
+        return manifest.late_events
     tables: Any = manifest.mapping.get("events", ())
     return any(table.get("arrival") for table in tables)
-
-
-def _in_order(store: EventStore) -> bool:
-    """Whether each user's rows stand in the order of their times: they stand in that of becoming
-    known, which differs where some times are logged less exactly than others."""
-    time_E, offsets_U = np.asarray(store.time_E), np.asarray(store.offsets_U)
-    falls = np.flatnonzero(np.diff(time_E) < 0) + 1
-    return bool(np.isin(falls, offsets_U).all())
 
 
 def _request_context(dataset: Dataset, row_S: NDArray, response: int) -> NDArray[np.int32]:

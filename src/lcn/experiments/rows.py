@@ -40,11 +40,13 @@ BASE_KNOBS = (
 )
 """Every row's: they move more than the lifelong part does, so no row may go without."""
 
+STEPS = (300, 1000, 2000)
+"""Of an objective alone before the clicks, of every objective alike."""
 TEMPERATURES = (0.05, 0.1, 0.3, 1.0, 3.0)
 """Of every contrast alike."""
 CRP_KNOBS = (
     knob("objectives.0.temperature", *TEMPERATURES, name="crp temperature"),
-    knob("train.pretrain_steps", 300, 1000, 2000, name="crp steps"),
+    knob("train.pretrain_steps", *STEPS, name="first steps"),
     Knob(
         "crp beside the clicks",
         (
@@ -65,9 +67,10 @@ FIRST = ("train.pretrain_steps=1000", "train.joint_objectives=false")
 """An objective first and alone, then clicks alone."""
 SCHEDULES = (
     JOINT,
-    FIRST,
+    *((f"train.pretrain_steps={steps}", "train.joint_objectives=false") for steps in STEPS),
     ("train.pretrain_steps=1000", "train.joint_objectives=true"),
 )
+"""Those that CRP's knobs combine, for the other objectives."""
 JOINT_KNOBS = (
     knob("objectives.0.weight", 0.001, 0.01, 0.1, 0.3, name="crp weight"),
     CRP_KNOBS[0],

@@ -6,10 +6,22 @@ what of a difference is the objective's and what the schedule's, this table tell
 
 from __future__ import annotations
 
-from lcn.experiments.rows import CRP_KNOBS, FIRST, JOINT, JOINT_KNOBS, Claim, Row, Sizes, Table
+from lcn.experiments.rows import (
+    FIRST,
+    JOINT,
+    JOINT_KNOBS,
+    STEPS,
+    Claim,
+    Knob,
+    Row,
+    Sizes,
+    Table,
+    knob,
+)
 from lcn.experiments.table5 import OBJECTIVES, contrast_knobs, has_temperature
 
 LAP, CRP = "LAP", "CRP first"
+FIRST_STEPS = knob("train.pretrain_steps", *STEPS, name="first steps")
 AT_ONE = ("objectives.0.temperature=1",)
 
 
@@ -19,11 +31,11 @@ def table(sizes: Sizes) -> Table:
     Contrastive rivals are there with their recipe's temperature and with CRP's.
     """
     firsts = [
-        Row(_first(name), f"lap_{objective}", FIRST, contrast_knobs(objective))
+        Row(_first(name), f"lap_{objective}", FIRST, first_knobs(objective))
         for name, objective in OBJECTIVES.items()
     ]
     firsts += [
-        Row(f"{_first(name)}, τ = 1", f"lap_{objective}", (*FIRST, *AT_ONE))
+        Row(f"{_first(name)}, τ = 1", f"lap_{objective}", (*FIRST, *AT_ONE), (FIRST_STEPS,))
         for name, objective in OBJECTIVES.items()
         if has_temperature(objective)
     ]
@@ -32,7 +44,7 @@ def table(sizes: Sizes) -> Table:
         title="Every objective first, then clicks",
         rows=(
             Row(LAP, "lap", reference=True),
-            Row(CRP, "lap_crp", (), CRP_KNOBS),
+            Row(CRP, "lap_crp", FIRST, first_knobs("crp")),
             Row("CRP beside the clicks", "lap_crp", JOINT, JOINT_KNOBS),
             *firsts,
         ),
@@ -43,6 +55,11 @@ def table(sizes: Sizes) -> Table:
         ),
         note="1000 steps on the objective alone, then clicks alone, on the same pyramid.",
     )
+
+
+def first_knobs(objective: str) -> tuple[Knob, ...]:
+    """Every objective's: how many steps, and its temperature if it has one."""
+    return (FIRST_STEPS, *contrast_knobs(objective))
 
 
 def _first(name: str) -> str:

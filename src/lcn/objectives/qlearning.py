@@ -172,6 +172,11 @@ def read_rewards(config: RewardConfig, setup: Setup) -> tuple[int, Float[Tensor,
             return -1, default_21
         position, label_V = told
         return position, default_21 * torch.from_numpy(label_V != 0).float()
+    if config.by_response:
+        raise ConfigError(
+            f"rewards.field ({config.field}) says what events are worth, and so does "
+            "rewards.by_response; give one of them"
+        )
     position, index = read_values(setup, config.field, "rewards")
     reward_2V = default_21.repeat(1, setup.manifest.event_context[position].size)
     for value, reward in config.values.items():

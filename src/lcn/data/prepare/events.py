@@ -29,6 +29,9 @@ class Stored:
     rows: int
     duplicates: dict[str, int]
     """table label -> rows dropped"""
+    delays: frozenset[int]
+    """Least and greatest milliseconds between an event's time and its becoming known; empty without
+    events."""
 
 
 def store_events(
@@ -61,8 +64,12 @@ def store_events(
         cutter = HistoryCutter(moments_by_user(engine), ends)
         per_user_U = np.zeros(codes.users + 1, np.int64)
         unique = Deduplicator([not staged.query.has_id for staged, _ in tables])
+        delays: set[int] = set()
         for columns in unique.of(engine.stream(_ordered(tables, codes, domain))):
             user_E, known_E = columns["user"], columns["known"]
+            delay_E = known_E - columns["time"]
+            delays |= {int(delay_E.min()), int(delay_E.max())}
+            delays = {min(delays), max(delays)}
             codes_EG = _codes(columns, len(codes.event))
             for writer, values in zip(
                 writers, (columns["item"], columns["time"], codes_EG), strict=True
@@ -75,7 +82,8 @@ def store_events(
         ends.flush()
         write_column(folder / "offsets.npy", np.concatenate([[0], np.cumsum(per_user_U)]))
     labels = [staged.name for staged, _ in tables]
-    return Stored(writers[0].rows, dict(zip(labels, unique.dropped, strict=True)))
+    dropped = dict(zip(labels, unique.dropped, strict=True))
+    return Stored(writers[0].rows, dropped, frozenset(delays))
 
 
 class HistoryCutter:

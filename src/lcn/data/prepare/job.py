@@ -107,13 +107,14 @@ class _Job:
         rows = split_rows(shown.column("time"), times)
         seen = Seen(codes, times.validation_from)
         self._count_training(seen, shown, rows["train"][1])
-        stored = {}
+        stored, delays = {}, set()
         for domain in DOMAINS:
             with self.watch.stage(f"sort {domain} events, cut histories") as step:
                 place = self.folder / "events" / domain
                 store = store_events(engine, read.events, codes, domain, shown, seen, place)
                 stored[domain] = step.rows = store.rows
                 self.reader.add_duplicates(store.duplicates)
+                delays |= store.delays
         if not any(stored.values()):
             raise DataError(
                 "no event can be used: the event tables are empty, or `where` leaves no row; "
@@ -127,7 +128,7 @@ class _Job:
             samples={split: last - first for split, (first, last) in rows.items()},
             positives=_positives(shown, rows),
         )
-        return self._finish(fields, times, count)
+        return self._finish(fields, times, count, late=len(delays) > 1)
 
     def _check_names(self) -> None:
         mapping = self.mapping
@@ -190,7 +191,7 @@ class _Job:
             step.rows = shown.rows
         return fields
 
-    def _finish(self, fields: Fields, times: SplitTimes, count: Count) -> Manifest:
+    def _finish(self, fields: Fields, times: SplitTimes, count: Count, *, late: bool) -> Manifest:
         self.engine.close()
         shutil.rmtree(self.folder / "work")
         with self.watch.stage("checksums") as step:
@@ -209,6 +210,7 @@ class _Job:
                 },
                 mapping=_resolved(self.mapping),
                 checksums=seal(self.folder),
+                late_events=late,
             )
             step.rows = len(manifest.checksums)
             write_manifest(self.folder, manifest)

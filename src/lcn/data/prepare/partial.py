@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -40,15 +41,19 @@ def partial_folder(folder: Path, *, force: bool) -> Iterator[Path]:
             _undo_half_a_swap(folder)
             _check_free(folder, force)
         partial.mkdir(parents=True)
+    written = False
     try:
         with _locked(partial):
             yield partial
+            written = True
+            # Still locked: nobody takes what is finished for what was left behind.
+            with explained(f"renaming {partial}"):
+                _swap_in(partial, folder)
+                (folder / _LOCK).unlink()
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not written:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
-    with explained(f"renaming {partial}"):
-        _swap_in(partial, folder)
-        (folder / _LOCK).unlink()
 
 
 def _check_free(folder: Path, force: bool) -> None:
@@ -74,10 +79,17 @@ def _check_left_behind(partial: Path) -> None:
 
 def _undo_half_a_swap(folder: Path) -> None:
     """Put back, or remove, the old dataset that an interrupted run had moved away."""
-    for old in folder.parent.glob(f".{folder.name}-old-*"):
-        if (old / folder.name).exists() and not folder.exists():
+    # The name is mkdtemp's, and nothing else is in it: else it is not ours.
+    for old in folder.parent.glob(f".{glob.escape(folder.name)}-old-????????"):
+        inside = [path.name for path in old.iterdir()]
+        if inside not in ([], [folder.name]):
+            continue
+        if inside and not folder.exists():
             (old / folder.name).replace(folder)
-        shutil.rmtree(old)
+        if not inside or (old / folder.name / "manifest.json").exists():
+            shutil.rmtree(old)
+        elif not (old / folder.name).exists():
+            old.rmdir()
 
 
 def _swap_in(partial: Path, folder: Path) -> None:

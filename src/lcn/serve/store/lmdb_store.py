@@ -43,7 +43,9 @@ SNAPSHOT_BYTES = 256 << 20
 FORGET_S = 60.0
 """Within so long after a user was removed, logs and snapshot no longer hold the user's events."""
 RETRY_S = 60.0
-"""Between two tries to make a snapshot, where one failed."""
+"""Between two tries to make a snapshot, where one failed ..."""
+FAILING_S = 10.0
+"""... and where events are refused until one succeeds."""
 
 _LETTER: dict[Domain, bytes] = {"source": b"s", "target": b"t"}
 
@@ -183,6 +185,7 @@ class LmdbStore:
                         old.sync()
                     except OSError as error:
                         self.failure = str(error)
+                        fresh.discard()
                         raise
                 self._tail = fresh
                 if old is not None:
@@ -207,13 +210,16 @@ class LmdbStore:
             self._syncer.join()
         if self._fold_at or self.failure:
             self._try_snapshot()
-        with self._write:
+        with self._folding, self._write:
+            if self._lock.closed:
+                return
             try:
                 with self._errors("close"):
                     self._env.sync(True)
                     if self._tail is not None:
                         self._tail.close(sync=not self.failure)
-                    if not self.failure:
+                    # What is still due is done at the next start, after an unclean end.
+                    if not self.failure and not self._fold_at:
                         self._folder.end()
             finally:
                 self._tail = None
@@ -313,7 +319,7 @@ class LmdbStore:
         try:
             self.snapshot()
         except StoreError as error:
-            self._retry_at = time.monotonic() + (1.0 if self.failure else RETRY_S)
+            self._retry_at = time.monotonic() + (FAILING_S if self.failure else RETRY_S)
             _log.error("snapshot failed, tried again later: %s", error)
 
     def _refuse_while_failing(self) -> None:

@@ -73,6 +73,11 @@ class Tail:
             self.sync()
         self._file.close()
 
+    def discard(self) -> None:
+        """Close and remove a log that nothing was written to."""
+        self._file.close()
+        self.path.unlink()
+
 
 def read_tail(path: Path, *, repair: bool = False) -> Iterator[Frame]:
     """Yield the frames of a log.
