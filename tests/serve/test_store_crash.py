@@ -85,9 +85,17 @@ def test_a_thousand_kills(tmp_path) -> None:
 
 def filled(folder: Path, batches: int = 8, boot: str = "one") -> LmdbStore:
     store = LmdbStore(folder, (), Limits(), "everysec")
+    still(store)
     for n in range(batches):
         store.append([event(2 * n), event(2 * n + 1)], 0)
     return store
+
+
+def still(store: LmdbStore) -> None:
+    """End the thread that keeps a store durable: a test does its turns by hand."""
+    store._stop.set()
+    assert store._syncer is not None
+    store._syncer.join()
 
 
 def crash(store: LmdbStore, folder: Path, copy: Path) -> Path:
@@ -296,6 +304,7 @@ def test_logs_of_many_starts_are_folded(tmp_path, monkeypatch) -> None:
     assert len(list(tmp_path.glob("tail-*.log"))) == 4
     monkeypatch.setattr(lmdb_module, "SNAPSHOT_BYTES", 200)
     store = LmdbStore(tmp_path, (), Limits(), "everysec")
+    still(store)
     store._keep_durable()
     assert len(list(tmp_path.glob("tail-*.log"))) == 1
     store.close()
