@@ -73,31 +73,7 @@ def prepare(
     """
     from lcn.data.prepare import prepare as run_job
 
-    base = None
-    built_in = not isinstance(logs, Mapping) and str(logs) in SOURCES
-    if not built_in and (options or path):
-        given = ", ".join([*options, *(["path"] if path else [])])
-        raise ConfigError(
-            f"{given}: only built-in sources ({', '.join(SOURCES)}) have options and a path; a "
-            "mapping file says itself which logs and what of them"
-        )
-    if isinstance(logs, Mapping):
-        mapping = logs
-    elif built_in:
-        source = SOURCES[str(logs)]
-        known = [option.partition(":")[0] for option in source.options]
-        for name in options:
-            if name not in known:
-                hint = nearest(name, known) if known else "; it has none"
-                raise ConfigError(f"source {logs} has no option {name!r}{hint}")
-        mapping = source.mapping(fetch(str(logs), path), **options)
-    elif Path(logs).suffix in (".yaml", ".yml"):
-        mapping, base = read_mapping(logs), Path(logs).absolute().parent
-    else:
-        raise DataError(
-            f"{str(logs)!r} is neither a mapping file (.yaml) nor a source"
-            + nearest(str(logs), SOURCES)
-        )
+    mapping, base = _mapping_of(logs, path, options)
     return run_job(
         mapping,
         Path(folder),
@@ -106,6 +82,34 @@ def prepare(
         memory_limit=memory_limit,
         force=force,
         progress=progress,
+    )
+
+
+def _mapping_of(
+    logs: str | Path | Mapping, path: Path | str | None, options: dict[str, Any]
+) -> tuple[Mapping, Path | None]:
+    """The mapping that `prepare` is asked for, and where its relative file names start."""
+    if not isinstance(logs, Mapping) and str(logs) in SOURCES:
+        source = SOURCES[str(logs)]
+        known = [option.partition(":")[0] for option in source.options]
+        for name in options:
+            if name not in known:
+                hint = nearest(name, known) if known else "; it has none"
+                raise ConfigError(f"source {logs} has no option {name!r}{hint}")
+        return source.mapping(fetch(str(logs), path), **options), None
+    if options or path:
+        given = ", ".join([*options, *(["path"] if path else [])])
+        raise ConfigError(
+            f"{given}: only built-in sources ({', '.join(SOURCES)}) have options and a path; a "
+            "mapping file says itself which logs and what of them"
+        )
+    if isinstance(logs, Mapping):
+        return logs, None
+    if Path(logs).suffix in (".yaml", ".yml"):
+        return read_mapping(logs), Path(logs).absolute().parent
+    raise DataError(
+        f"{str(logs)!r} is neither a mapping file (.yaml) nor a source"
+        + nearest(str(logs), SOURCES)
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lcn.cli.output import result_console, seed_option
 from lcn.errors import DataError
 
 _PATH = click.Path(exists=True, path_type=Path)
@@ -15,13 +16,7 @@ _PATH = click.Path(exists=True, path_type=Path)
 @click.argument("reference", metavar="RUN_A", type=_PATH)
 @click.argument("others", metavar="RUN_B...", type=_PATH, nargs=-1, required=True)
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(min=2))
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the resampling.",
-)
+@seed_option("Seed of the resampling.")
 @click.option(
     "--level",
     default=0.95,
@@ -48,7 +43,6 @@ def compare(  # one parameter per option
     import numpy as np
     from rich.console import Console
 
-    from lcn.cli.output import result_console
     from lcn.evaluate.compare import compare as compare_runs
     from lcn.evaluate.compare import group_runs
     from lcn.evaluate.predictions import load_predictions

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lcn.cli.output import result_console, seed_option
 from lcn.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -28,13 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--limit", default=2000, show_default=True, help="Impressions at most; 0 takes all.")
 @click.option("--k1", type=int, multiple=True, help="For LAP: also with this K1 (0: all rows).")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Which impressions are drawn.",
-)
+@seed_option("Which impressions are drawn.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 def consistency(
     runs: tuple[Path, ...],
@@ -67,8 +62,6 @@ def consistency(
 
 def _print(rows: list[ConsistencyRow]) -> None:
     from rich.table import Table
-
-    from lcn.cli.output import result_console
 
     table = Table(title="Consistency", title_justify="left")
     for title in ("run", "backbone", "seed", "exact set", "K1"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lcn.cli.output import result_console, seed_option
 from lcn.schema import SPLITS
 
 _SPLIT = click.option(
@@ -25,13 +26,7 @@ _DATASET = click.option("--dataset", help="Where the dataset is now, if it has m
     show_default=True,
     help="Bootstrap resamples of users.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the resampling.",
-)
+@seed_option("Seed of the resampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     runs: tuple[Path, ...],
@@ -53,8 +48,6 @@ def evaluate(
     if as_json:
         click.echo(results_json(rows))
         return
-    from lcn.cli.output import result_console
-
     result_console().print(results_table(rows))
     if len(runs) > 1:
         click.echo(f"next: lcn compare {' '.join(str(run) for run in runs)}")

@@ -71,12 +71,10 @@ def number_everything(engine: Engine, read: Read) -> Codes:
         # Every event table has the same context fields, though not in the same order.
         _collect(groups["event"], staged, tuple(mapped.context), tuple(events[0][1].context))
     for staged, mapped in impressions:
-        for group, names, wanted in (
-            ("request", tuple(mapped.context), tuple(impressions[0][1].context)),
-            ("candidate", tuple(mapped.candidate), tuple(impressions[0][1].candidate)),
-        ):
-            first = len(mapped.context) if group == "candidate" else 0
-            _collect(groups[group], staged, names, wanted, first)
+        context, own = tuple(mapped.context), tuple(mapped.candidate)
+        _collect(groups["request"], staged, context, tuple(impressions[0][1].context))
+        wanted = tuple(impressions[0][1].candidate)
+        _collect(groups["candidate"], staged, own, wanted, first=len(context))
     for group, catalogue in (("item", items), ("profile", users)):
         groups[group] = {
             name: [Column(catalogue.table, f"f{number}")]

@@ -81,14 +81,14 @@ def _undo_half_a_swap(folder: Path) -> None:
     """Put back, or remove, the old dataset that an interrupted run had moved away."""
     # The name is mkdtemp's, and nothing else is in it: else it is not ours.
     for old in folder.parent.glob(f".{glob.escape(folder.name)}-old-????????"):
-        inside = [path.name for path in old.iterdir()]
-        if inside not in ([], [folder.name]):
+        if [path.name for path in old.iterdir()] not in ([], [folder.name]):
             continue
-        if inside and not folder.exists():
-            (old / folder.name).replace(folder)
-        if not inside or (old / folder.name / "manifest.json").exists():
-            shutil.rmtree(old)
-        elif not (old / folder.name).exists():
+        before = old / folder.name
+        if before.exists() and not folder.exists():
+            before.replace(folder)
+        elif (before / "manifest.json").exists():
+            shutil.rmtree(before)
+        if not before.exists():
             old.rmdir()
 
 
