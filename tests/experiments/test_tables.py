@@ -16,7 +16,7 @@ from lcn.experiments.rows import Sizes, resolve
 from lcn.experiments.run import Call, run_experiments, with_origin
 from lcn.experiments.runner import fit_rows, open_bench
 from lcn.experiments.settings import SETTINGS, Options
-from lcn.experiments.tables import TABLES, judge, run_table
+from lcn.experiments.tables import TABLES, judge, run_table, show
 from lcn.experiments.tuning import plan_trials
 
 
@@ -134,6 +134,21 @@ def test_a_table_on_the_whole_way_to_its_record(little, tmp_path, workers):
     assert load_record(path) == record
     assert record.origin.run_commits and record.origin.run_seconds > 0
     json.loads(path.read_text())
+
+
+def test_runs_that_were_best_where_they_ended_are_counted(first_table):
+    bench, table, fitted, measured = first_table
+    path = bench.store.run_folder(fitted[0].runs[0]) / "done.json"
+    before = path.read_text()
+    facts = json.loads(before)
+    assert facts["best_step"] == facts["steps"], "one epoch: there was one look"
+    try:
+        path.write_text(json.dumps({**facts, "best_step": facts["steps"] - 1}))
+        results = show(bench, table, fitted, measured).panels[0]
+    finally:
+        path.write_text(before)
+    place = results.head.index("still rising")
+    assert [row[place].text for row in results.rows] == ["1 of 2"] + ["2 of 2"] * (len(fitted) - 1)
 
 
 def test_quick_makes_a_view_and_a_record(little, tmp_path, monkeypatch, workers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lcn.evaluate.bootstrap import Interval
 from lcn.evaluate.compare import Difference
@@ -51,7 +51,8 @@ def run_table(
 
 def show(bench: Bench, table: Table, fitted: Sequence[Fitted], measured: Measured) -> Finding:
     """Panels and verdicts of a measured table."""
-    panels: list[Panel] = [_results(table, fitted, measured)]
+    rising = {each.row.name: _still_rising(bench, each) for each in fitted}
+    panels: list[Panel] = [_results(table, fitted, measured, rising)]
     if measured.compared:
         panels += _forests(table, measured)
         panels.append(_differences(measured))
@@ -105,10 +106,19 @@ def _verdict(compared: Compared) -> Verdict:
     )
 
 
-def _results(table: Table, fitted: Sequence[Fitted], measured: Measured) -> TablePanel:
+def _still_rising(bench: Bench, fitted: Fitted) -> str:
+    """How many of a row's runs were best where they ended: more epochs might have done better."""
+    found = [bench.store.finished(config) for config in fitted.runs]
+    done = [each for each in found if each is not None]
+    return f"{sum(each.best_step == each.steps for each in done)} of {len(done)}"
+
+
+def _results(
+    table: Table, fitted: Sequence[Fitted], measured: Measured, rising: Mapping[str, str]
+) -> TablePanel:
     result_of = {result.run: result for result in measured.results}
     sources = list(dict.fromkeys(each.data for row in table.rows for each in row.quoted))
-    head = ["row", *(TITLES[name] for name in METRICS), "log loss, Platt", "seeds"]
+    head = ["row", *(TITLES[name] for name in METRICS), "log loss, Platt", "seeds", "still rising"]
     head += [f"{TITLES[name]} quoted, {source}" for source in sources for name in METRICS]
     best = {name: _best(measured, name) for name in METRICS}
     rows = []
@@ -117,7 +127,7 @@ def _results(table: Table, fitted: Sequence[Fitted], measured: Measured) -> Tabl
         name = Cell(text=each.row.name, detail="not in the paper" if _ours(each) else "")
         if result is None:
             failed = Cell(text="not run", detail=each.error[:160])
-            cells = [name, failed, *([Cell(text="-")] * (len(METRICS) + 1))]
+            cells = [name, failed, *([Cell(text="-")] * (len(METRICS) + 2))]
         else:
             cells = [name]
             for metric in METRICS:
@@ -126,7 +136,7 @@ def _results(table: Table, fitted: Sequence[Fitted], measured: Measured) -> Tabl
                 cells.append(interval_cell(interval, metric, mark))
             platt = result.platt_log_loss
             cells.append(interval_cell(platt, "log_loss") if platt else Cell(text="-"))
-            cells.append(Cell(text=seeds_text(result.seeds)))
+            cells += [Cell(text=seeds_text(result.seeds)), Cell(text=rising[each.row.name])]
         quoted = {one.data: one for one in each.row.quoted}
         for source in sources:
             for metric in METRICS:
@@ -140,8 +150,9 @@ def _results(table: Table, fitted: Sequence[Fitted], measured: Measured) -> Tabl
         head=tuple(head),
         rows=tuple(rows),
         note=(
-            "95 % intervals over users and seeds. Quoted: the paper's numbers, on the paper's "
-            "data; compare signs and orders, not values. " + table.note
+            "95 % intervals over users and seeds. Still rising: runs whose best validation was "
+            "their last, which more epochs might have helped. Quoted: the paper's numbers, on the "
+            "paper's data; compare signs and orders, not values. " + table.note
         ).strip(),
     )
 
