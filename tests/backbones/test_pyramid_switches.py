@@ -120,6 +120,22 @@ def test_united_rows_are_unique_and_no_row_is_lost(rows, extra, seed):
     assert united == real + [-1] * (len(united) - len(real))
 
 
+def test_the_search_loss_trains_the_complete_scope_alone_and_serves_nothing():
+    world, backbone = make_world((40, 0, 40), whole=True), lap(search_loss=0.5)
+    assert attend(backbone, world).auxiliary_logit_C is None
+    assert attend(lap().train(), world).auxiliary_logit_C is None
+    backbone.train()
+    vector_ID = world.history.rows.vector_ID.clone().requires_grad_()
+    found = attend(backbone, world.with_vectors(vector_ID))
+    plain = lap()
+    plain.load_state_dict(backbone.state_dict(), strict=False)
+    torch.testing.assert_close(found.vector_CW, attend(plain, world).vector_CW)
+    found.auxiliary_logit_C.sum().backward()
+    assert vector_ID.grad.any() and backbone.search_head[0].weight.grad.any()
+    assert backbone.msa.query_BD.grad is None and backbone.fsa.query_BD.grad is None
+    assert backbone.auxiliary_weight == 0.5
+
+
 def test_distillation_is_in_training_only_and_pulls_the_lower_level():
     world, backbone = make_world((40, 40), whole=True), lap(distill=0.1)
     assert attend(backbone, world).distillation is None

@@ -67,6 +67,7 @@ VARIANTS: dict[str, BackboneConfig] = {
     "lap-fism": Lap.Config(fism=True, **_LAP),
     "lap-fism-csa": Lap.Config(fism=True, use_msa=False, use_fsa=False, **_LAP),
     "lap-fism-no-recency": Lap.Config(fism=True, recency=False, **_LAP),
+    "lap-search-loss": Lap.Config(search_loss=0.5, **_LAP),
     "lap-distill": Lap.Config(distill=0.1, **_LAP),
 }
 LIFELONG = [name for name in VARIANTS if name != "none"]

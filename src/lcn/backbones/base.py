@@ -133,7 +133,8 @@ class Interest:
     vector_CW: Float[Tensor, "C W"]
     """Lifelong interest, W = `Backbone.width`."""
     auxiliary_logit_C: Float[Tensor, " C"] | None = None
-    """A click logit of the search stage alone (SIM Soft), trained beside the main one."""
+    """A click logit of the search stage alone (SIM Soft; LAP's `search_loss`, in training),
+    trained beside the main one."""
     levels: tuple[Level, ...] = ()
     distillation: Float[Tensor, ""] | None = None
     """A loss between stages (LAP's `distill`), in training."""

@@ -22,6 +22,7 @@ from lcn.backbones.pyramid import divergence, unite
 from lcn.config import Config as BaseConfig
 from lcn.errors import ConfigError, nearest
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
+from lcn.nn.mlp import mlp
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Scoring
 from lcn.ops.reference import rows_of_span, score_rows
 from lcn.schema import Field
@@ -90,6 +91,9 @@ class Lap(Backbone[LapState]):
         fism: bool = False
         """Beyond the paper: the whole history as one vector, u = Σ g_j e_j / √n, with g_j a learned
         number of the event's context (liked or not, how old), and v ⊙ u: what FISM scores with."""
+        search_loss: NonNegativeFloat = 0.0
+        """Beyond the paper: weight of a click loss of the complete scope's own, on
+        MLP([CSA ‖ v]), as SIM Soft trains its search."""
         distill: NonNegativeFloat = 0.0
         """Beyond the paper: weight of KL(FSA ‖ MSA) + KL(MSA ‖ CSA) over the rows that pass the
         complete scope; the higher level teaches what the lower one should find."""
@@ -120,6 +124,8 @@ class Lap(Backbone[LapState]):
                 self.fsa if tied else TargetAttention(item_width, width, 1, context, output=False)
             )
         self.gain_V = nn.Parameter(torch.randn(context.codes) * 0.1) if config.fism else None
+        self.search_head = mlp(2 * item_width, (128,)) if config.search_loss else None
+        self.auxiliary_weight = config.search_loss
         if self.fsa is not None:
             self.ffn = nn.Sequential(
                 nn.Linear(width, 4 * width), nn.ReLU(inplace=True), nn.Linear(4 * width, width)
@@ -154,11 +160,12 @@ class Lap(Backbone[LapState]):
         after_csa = (config.k1 if config.use_msa else config.k2) if self._narrows() else 0
         first = after_csa - self._extra(after_csa)
         complete = whole.pool(state.complete, csa, _op_norm(config.norm_csa), keep=first)
-        parts = []
-        if config.use_csa_output:
-            # With a search table of its own a row is [search ‖ item]: the item is pooled.
-            item_CD = complete.vector_CHD[:, 0, -query.vector_CD.shape[1] :]
-            parts.append(self.csa_norm(item_CD))
+        # With a search table of its own a row is [search ‖ item]: the item is pooled.
+        item_CD = complete.vector_CHD[:, 0, -query.vector_CD.shape[1] :]
+        parts = [self.csa_norm(item_CD)] if config.use_csa_output else []
+        search_logit_C = None
+        if self.search_head is not None and self.training:
+            search_logit_C = self.search_head(torch.cat([item_CD, query.vector_CD], 1))[:, 0]
         selection = whole
         if after_csa:
             passed_CK = self._joined(complete.kept_CK, state, query, span_C2, after_csa)
@@ -183,7 +190,7 @@ class Lap(Backbone[LapState]):
         vector_CW = torch.cat(parts, 1) if parts else query.vector_CD[:, :0]
         has_rows_C1 = (span_C2[:, 1] > span_C2[:, 0])[:, None]
         described = self._describe(state, query, seen) if levels else ()
-        return Interest(vector_CW * has_rows_C1, levels=described, distillation=distillation)
+        return Interest(vector_CW * has_rows_C1, search_logit_C, described, distillation)
 
     def final_scoring(self, query: Query) -> Scoring:
         """Scores of the highest level in use over any rows (of the candidate's own query)."""

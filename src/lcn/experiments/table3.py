@@ -75,6 +75,11 @@ _SWITCHES: tuple[_Switch, ...] = (
     ("cosine search", ("model.search_metric=cosine",), ()),
     ("own table, cosine search", ("model.search_table=own", "model.search_metric=cosine"), ()),
     (
+        "search loss",
+        ("model.backbone.search_loss=1.0",),
+        (knob("model.backbone.search_loss", 0.3, 1.0, 3.0, name="search loss"),),
+    ),
+    (
         "consistency distillation",
         ("model.backbone.distill=0.03",),
         (knob("model.backbone.distill", 0.01, 0.03, 0.1, name="distillation"),),

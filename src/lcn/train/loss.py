@@ -10,7 +10,8 @@ from lcn.model import Model, Output
 
 
 def click_loss(model: Model, output: Output, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """L_CTR plus the search stage's loss where the backbone has one (SIM Soft, LAP's `distill`).
+    """L_CTR plus the search stage's losses where the backbone has some (SIM Soft; LAP's
+    `search_loss` and `distill`).
 
     Returns:
         The loss, and its terms by name: `ctr` and, where there are such, `search` and
