@@ -1,7 +1,6 @@
 """The embedded behaviour store: LMDB, one process, nothing to start.
 
-lmdb/          events: (user, domain) -> sorted records; ids: (user, event) -> nothing;
-               users: user -> version; meta
+lmdb/          the database; see lmdb_tables.py
 snapshot/      a copy with its checksum                  } level `everysec` only: LMDB then leaves
 tail-<n>.log   what came after it, synced every second   } ordering to the page cache
 store.json     fields, level, whether it was closed, and on which boot of the machine
@@ -25,19 +24,17 @@ from pathlib import Path
 from typing import TextIO
 
 import lmdb
-import numpy as np
 
 from lcn.errors import StoreError
 from lcn.schema import Domain
-from lcn.serve.store.base import Ack, Change, Limits, LocalDurability, Outcome, Stored, StoreFacts
+from lcn.serve.store.base import Ack, Limits, LocalDurability, Outcome, Stored, StoreFacts
 from lcn.serve.store.folder import StoreFolder
-from lcn.serve.store.records import CONTEXT, Packed, Records, check_fields, unpack
+from lcn.serve.store.lmdb_tables import LmdbTables
+from lcn.serve.store.records import Packed, check_fields
 from lcn.serve.store.tail import Entry, Frame, Tail
 
 _log = logging.getLogger("lcn.serve")
 
-MAP_BYTES = 1 << 38
-"""Address space for the file, not disk space: it grows as needed."""
 SNAPSHOT_BYTES = 256 << 20
 """Tails this long together are folded into a new snapshot."""
 FORGET_S = 60.0
@@ -46,8 +43,6 @@ RETRY_S = 60.0
 """Between two tries to make a snapshot, where one failed ..."""
 FAILING_S = 10.0
 """... and where events are refused until one succeeds."""
-
-_LETTER: dict[Domain, bytes] = {"source": b"s", "target": b"t"}
 
 
 class LmdbStore:
@@ -89,11 +84,12 @@ class LmdbStore:
             self._stop = threading.Event()
             trusted = self._folder.begin(check_fields(fields))
             self.fields = self._folder.fields
-            self._size = 8 * (CONTEXT + len(self.fields))
-            self._cap = max(limits.count(self._size), 1)
             if not trusted:
                 self._folder.restore_snapshot()
-            self._open(durability)
+            with self._errors("open the database"):
+                sync, count = durability == "always", len(self.fields)
+                self._tables = LmdbTables(self._folder.database, count, limits, sync=sync)
+                self._sequence = self._tables.sequence()
             self.recovered = 0 if trusted else self._replay(repair)
             """Records read back from the tail."""
             self._start(durability, trusted)
@@ -106,35 +102,24 @@ class LmdbStore:
 
     def version(self, user: str) -> int:
         """See `BehaviourStore`."""
-        with self._errors("read"), self._env.begin() as txn:
-            return int.from_bytes(txn.get(user.encode(), b"", db=self._users), "big")
+        with self._errors("read"):
+            return self._tables.version(user)
 
     def read(self, user: str, now: int, newest: int = 0) -> Stored:
         """See `BehaviourStore`."""
-        with self._errors("read"), self._env.begin(buffers=True) as txn:
-            version = int.from_bytes(bytes(txn.get(user.encode(), b"", db=self._users)), "big")
-            source, target = (
-                self.limits.young(self._records(txn, user, letter, newest), now)
-                for letter in _LETTER.values()
-            )
-        return Stored(version, source, target)
+        with self._errors("read"):
+            version, source, target = self._tables.read(user, newest)
+        return Stored(version, self.limits.young(source, now), self.limits.young(target, now))
 
     def users(self, first: str, count: int) -> list[str]:
         """See `BehaviourStore`; in byte order."""
-        found: list[str] = []
-        with self._env.begin() as txn:
-            cursor = txn.cursor(db=self._users)
-            if cursor.set_range(first.encode()):
-                for key in cursor.iternext(keys=True, values=False):
-                    if len(found) == count:
-                        break
-                    found.append(key.decode())
-        return found
+        with self._errors("read"):
+            return self._tables.users_from(first, count)
 
     def facts(self) -> StoreFacts:
         """See `BehaviourStore`."""
-        with self._env.begin() as txn:
-            users, events = txn.stat(self._users)["entries"], txn.stat(self._events)["entries"]
+        with self._errors("read"):
+            users, events = self._tables.counts()
         size = sum(path.stat().st_size for path in self._folder.database.glob("data.mdb"))
         return StoreFacts("lmdb", users, events, size)
 
@@ -144,32 +129,29 @@ class LmdbStore:
         """See `BehaviourStore`."""
         with self._write, self._errors("store a batch"):
             self._refuse_while_failing()
-            sequence = self._sequence
-            with self._env.begin(write=True) as txn:
-                touched = _Batch(self, txn, now, sequence)
-                outcomes: tuple[Outcome, ...] = tuple(touched.add(each) for each in batch)
-                changes = touched.finish()
+            with self._tables.batch(now, self._sequence) as written:
+                outcomes: tuple[Outcome, ...] = tuple(written.add(each) for each in batch)
+                changes = written.finish()
                 if self._tail is not None and changes:
-                    self._tail.write(Frame(touched.sequence, tuple(touched.entries())))
-            self._sequence = touched.sequence
-            return Ack(outcomes, touched.versions(), self.durability, changes)
+                    entries = (
+                        Entry(user, letter.decode(), b"".join(records))
+                        for (user, letter), records in written.added.items()
+                    )
+                    self._tail.write(Frame(written.sequence, tuple(entries)))
+            self._sequence = written.sequence
+            return Ack(outcomes, written.versions(), self.durability, changes)
 
     def delete(self, user: str) -> bool:
         """See `BehaviourStore`."""
         with self._write, self._errors("delete a user"):
             self._refuse_while_failing()
-            with self._env.begin(write=True) as txn:
-                known = txn.delete(user.encode(), db=self._users)
-                if known:
-                    for letter in _LETTER.values():
-                        txn.delete(_key(user, letter), db=self._events)
-                    _delete_prefix(txn.cursor(db=self._ids), user.encode() + b"\0")
-                    self._sequence += 1
-                    txn.put(b"sequence", self._sequence.to_bytes(8, "big"), db=self._meta)
-                    if self._tail is not None:
-                        self._tail.write(Frame(self._sequence, (Entry(user, "", b""),)))
-                        self._fold_at = self._fold_at or time.monotonic() + FORGET_S
-            return bool(known)
+            with self._tables.batch(0, self._sequence) as written:
+                known = written.remove(user)
+                if known and self._tail is not None:
+                    self._tail.write(Frame(written.sequence, (Entry(user, "", b""),)))
+                    self._fold_at = self._fold_at or time.monotonic() + FORGET_S
+            self._sequence = written.sequence
+            return known
 
     def snapshot(self) -> None:
         """Copy the database and start a new tail; writers wait only for the new tail.
@@ -195,7 +177,7 @@ class LmdbStore:
             try:
                 with self._errors("write a snapshot"):
                     # Not `compact`: LMDB's compacting copy crashes on sorted records of fixed size.
-                    self._folder.write_snapshot(lambda to: self._env.copy(str(to)))
+                    self._folder.write_snapshot(lambda to: self._tables.env.copy(str(to)))
             except BaseException:
                 with self._write:
                     self._fold_at = due or self._fold_at
@@ -215,7 +197,7 @@ class LmdbStore:
                 return
             try:
                 with self._errors("close"):
-                    self._env.sync(True)
+                    self._tables.env.sync(True)
                     if self._tail is not None:
                         self._tail.close(sync=not self.failure)
                     # What is still due is done at the next start, after an unclean end.
@@ -223,29 +205,15 @@ class LmdbStore:
                         self._folder.end()
             finally:
                 self._tail = None
-                self._env.close()
+                self._tables.env.close()
                 self._lock.close()
 
     # Inside
 
-    def _open(self, durability: LocalDurability) -> None:
-        with self._errors("open the database"):
-            always = durability == "always"
-            self._env = lmdb.open(
-                str(self._folder.database), map_size=MAP_BYTES, max_dbs=4, max_readers=512,
-                sync=always, metasync=always,
-            )  # fmt: skip
-            self._events = self._env.open_db(b"events", dupsort=True, dupfixed=True)
-            self._ids = self._env.open_db(b"ids")
-            self._users = self._env.open_db(b"users")
-            self._meta = self._env.open_db(b"meta")
-            with self._env.begin() as txn:
-                self._sequence = int.from_bytes(txn.get(b"sequence", b"", db=self._meta), "big")
-
     def _start(self, durability: LocalDurability, trusted: bool) -> None:
         """From here on the database file and, at `everysec`, snapshot and tail are whole."""
         if durability == "always":
-            self._env.sync(True)
+            self._tables.env.sync(True)
             self._folder.note_open(durability)
             self._folder.drop_snapshot()
             return
@@ -267,29 +235,15 @@ class LmdbStore:
                     self.delete(entry.user)
                     continue
                 domain: Domain = "source" if entry.domain == "s" else "target"
+                size = self._tables.record_bytes
                 records = [
-                    entry.records[at : at + self._size]
-                    for at in range(0, len(entry.records), self._size)
+                    entry.records[at : at + size] for at in range(0, len(entry.records), size)
                 ]
                 # Age was judged when they came; 0 keeps whatever was acknowledged.
                 self.append([Packed(entry.user, domain, record) for record in records], 0)
                 count += len(records)
             self._sequence = max(self._sequence, frame.version)
         return count
-
-    def _records(self, txn: lmdb.Transaction, user: str, letter: bytes, newest: int) -> Records:
-        key, cursor = _key(user, letter), txn.cursor(db=self._events)
-        if not cursor.set_key(key):
-            return unpack(b"", len(self.fields))
-        if newest:
-            cursor.last_dup()
-            rows = [bytes(cursor.value())]
-            while len(rows) < newest and cursor.prev_dup():
-                rows.append(bytes(cursor.value()))
-            return unpack(b"".join(reversed(rows)), len(self.fields))
-        flat = cursor.getmulti([key], dupdata=True, dupfixed_bytes=self._size, keyfixed=True)
-        table = np.frombuffer(flat, np.uint8).reshape(-1, len(key) + self._size)
-        return unpack(table[:, len(key) :].tobytes(), len(self.fields))
 
     def _sync_forever(self) -> None:
         while not self._stop.wait(1.0):
@@ -337,81 +291,6 @@ class LmdbStore:
             raise StoreError(f"cannot {doing}: the database has its largest size") from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"cannot {doing} in {self._folder.path}: {error}") from error
-
-
-class _Batch:
-    """One write transaction."""
-
-    def __init__(self, store: LmdbStore, txn: lmdb.Transaction, now: int, sequence: int) -> None:
-        self.sequence = sequence
-        self._store, self._txn = store, txn
-        self._cursor = txn.cursor(db=store._events)
-        self._oldest = max(store.limits.oldest(now), 0).to_bytes(8, "big")
-        self._before: dict[str, int] = {}
-        self._after: dict[str, int] = {}
-        self._added: dict[tuple[str, bytes], list[bytes]] = {}
-
-    def add(self, event: Packed) -> Outcome:
-        """Insert one record and evict what is over the limits."""
-        store, txn, cursor = self._store, self._txn, self._cursor
-        user, record = event.user.encode(), event.record
-        if event.user not in self._before:
-            found = txn.get(user, b"", db=store._users)
-            self._before[event.user] = int.from_bytes(found, "big")
-        id_key = user + b"\0" + record[24:32]
-        if not txn.put(id_key, b"", db=store._ids, overwrite=False):
-            return "duplicate"
-        key = _key(event.user, _LETTER[event.domain])
-        txn.put(key, record, db=store._events)
-        cursor.set_key(key)
-        kept = True
-        while cursor.count() > store._cap or bytes(cursor.value()[:8]) < self._oldest:
-            oldest = cursor.value()
-            txn.delete(user + b"\0" + oldest[24:32], db=store._ids)
-            cursor.delete()
-            kept = kept and oldest != record
-            if not cursor.set_key(key):
-                break
-        if not kept:
-            return "too_old"
-        self.sequence += 1
-        self._after[event.user] = self.sequence
-        self._added.setdefault((event.user, _LETTER[event.domain]), []).append(record)
-        return "stored"
-
-    def finish(self) -> tuple[Change, ...]:
-        """Write the versions; say what changed."""
-        fields = len(self._store.fields)
-        if self._after:
-            self._txn.put(b"sequence", self.sequence.to_bytes(8, "big"), db=self._store._meta)
-        changes = []
-        for user, after in self._after.items():
-            self._txn.put(user.encode(), after.to_bytes(8, "big"), db=self._store._users)
-            source, target = (
-                unpack(b"".join(sorted(self._added.get((user, letter), []))), fields)
-                for letter in _LETTER.values()
-            )
-            changes.append(Change(user, self._before[user], after, source, target))
-        return tuple(changes)
-
-    def versions(self) -> dict[str, int]:
-        """Of every user of the batch."""
-        return {**self._before, **self._after}
-
-    def entries(self) -> Iterator[Entry]:
-        """What the tail must know."""
-        for (user, letter), records in self._added.items():
-            yield Entry(user, letter.decode(), b"".join(records))
-
-
-def _key(user: str, letter: bytes) -> bytes:
-    return user.encode() + b"\0" + letter
-
-
-def _delete_prefix(cursor: lmdb.Cursor, prefix: bytes) -> None:
-    found = cursor.set_range(prefix)
-    while found and bytes(cursor.key()).startswith(prefix):
-        found = cursor.delete()
 
 
 def _take_lock(path: Path) -> TextIO:
