@@ -6,7 +6,7 @@ from evaluate_twins import delong_variance, make_predictions, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcn.evaluate.bootstrap import Student, bootstrap, spread_over_seeds
+from lcn.evaluate.bootstrap import Student, bootstrap, spread_of, spread_over_seeds
 from lcn.evaluate.metrics import auc, gauc, losses, measure, sigmoid
 from lcn.evaluate.replicate import METRICS, draw_users, estimate, prepare, replicate
 
@@ -173,17 +173,44 @@ def test_student_quantiles_are_those_of_the_tables(freedom, expected):
     assert student.two_sided(0) == pytest.approx(1)
 
 
-def test_intervals_over_seeds_cover_the_mean_over_all_seeds():
-    # Effects worked without predictions: estimate = seed effect + user effect shared by seeds.
-    generator = np.random.default_rng(9)
-    trials, covered, users_only = 400, 0, 0
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    "of_seed, of_user, of_both", [(1, 0.1, 0.1), (0.1, 1, 0.1), (0.1, 0.1, 1), (1, 1, 1)]
+)
+def test_intervals_over_seeds_cover_what_they_promise(seeds, of_seed, of_user, of_both):
+    """Whatever the noise is particular to: seeds, users, or a seed with a user."""
+    generator, users, trials = np.random.default_rng(9), 120, 400
+    covered = 0
     for _ in range(trials):
-        seed_effect_K = generator.normal(0, 2.0, 4)
-        user_effect = generator.normal(0, 1.0)
-        estimate_KM = (seed_effect_K + user_effect)[:, None]
-        value_KRM = (estimate_KM + generator.normal(0, 1.0, (1, 300)))[:, :, None]
-        spread = spread_over_seeds(estimate_KM, value_KRM, 0.95, generator, users=1000)
+        value_KU = of_seed * generator.normal(size=(seeds, 1)) + np.sqrt(users) * (
+            of_user * generator.normal(size=(1, users))
+            + of_both * generator.normal(size=(seeds, users))
+        )
+        drawn_RU = generator.multinomial(users, np.full(users, 1 / users), size=150) / users
+        value_KRM = (value_KU @ drawn_RU.T)[:, :, None]
+        spread = spread_over_seeds(value_KU.mean(1)[:, None], value_KRM, 0.95, users)
         covered += spread.low_M[0] <= 0 <= spread.high_M[0]
-        users_only += abs(spread.estimate_M[0]) < 1.96
-    assert 0.92 <= covered / trials <= 0.98
-    assert users_only / trials < 0.87
+    assert 0.91 <= covered / trials <= 0.98
+
+
+def test_an_interval_over_seeds_leaves_out_resamples_that_say_nothing():
+    value_KRM = np.random.default_rng(0).normal(size=(3, 50, 1))
+    holed_KRM = np.concatenate([value_KRM, np.full((3, 5, 1), np.nan)], 1)
+    estimate_KM = np.array([[0.1], [0.2], [0.4]])
+    whole, holed = (
+        spread_over_seeds(estimate_KM, each, 0.95, 9) for each in (value_KRM, holed_KRM)
+    )
+    assert holed.low_M == pytest.approx(whole.low_M)
+    nothing = spread_over_seeds(estimate_KM, np.full((3, 5, 1), np.nan), 0.95, 9)
+    assert np.isnan(nothing.low_M).all() and np.isnan(nothing.p_value_M).all()
+    assert nothing.estimate_M == pytest.approx(estimate_KM.mean(0))
+
+
+def test_a_p_value_of_one_seed_has_no_floor_that_a_correction_could_not_pass():
+    generator = np.random.default_rng(0)
+    value_RM = generator.normal(0.01, 0.001, (1000, 1))
+    clear = spread_of(np.array([0.01]), value_RM, 0.95)
+    assert clear.p_value_M[0] < 1e-9
+    close = spread_of(np.array([0.0015]), value_RM - 0.0085, 0.95)
+    side = (value_RM - 0.0085 <= 0).sum()
+    assert side and close.p_value_M[0] == pytest.approx(2 * (side + 1) / 1001)

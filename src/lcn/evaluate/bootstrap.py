@@ -98,7 +98,9 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
     """Percentile intervals; resamples that leave a metric undefined are left out of it.
 
     The p-value inverts the interval: twice the smaller share of replicates on either side of 0,
-    counting the estimate itself once, hence never below 2 / (R + 1).
+    counting the estimate itself once. Where none is beyond 0 that says no more than 2 / (R + 1),
+    which a correction for many comparisons would make nothing of; there the normal tail of
+    estimate / error counts where it is smaller.
     """
     check_level(level)
     bounds = np.array([(1 - level) / 2, (1 + level) / 2])
@@ -111,69 +113,69 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
         error_M[m] = known_R.std(ddof=1)
         side = min(int((known_R <= 0).sum()), int((known_R >= 0).sum()))
         p_value_M[m] = min(1.0, 2 * (side + 1) / (len(known_R) + 1))
+        if side == 0 and error_M[m]:
+            normal = math.erfc(abs(estimate_M[m]) / error_M[m] / math.sqrt(2))
+            p_value_M[m] = min(p_value_M[m], normal)
     freedom_M = np.full(len(estimate_M), np.inf)
     return Spread(estimate_M, low_M, high_M, error_M, p_value_M, freedom_M)
 
 
-def spread_by_seed(
-    estimate_KM: Float64,
-    value_KRM: Float64,
-    level: float,
-    generator: np.random.Generator,
-    users: int,
-) -> Spread:
+def spread_by_seed(estimate_KM: Float64, value_KRM: Float64, level: float, users: int) -> Spread:
     """`spread_of` one seed, or `spread_over_seeds` of several; arguments as there."""
     if len(estimate_KM) == 1:
         return spread_of(estimate_KM[0], value_KRM[0], level)
-    return spread_over_seeds(estimate_KM, value_KRM, level, generator, users)
+    return spread_over_seeds(estimate_KM, value_KRM, level, users)
 
 
-def spread_over_seeds(
-    estimate_KM: Float64,
-    value_KRM: Float64,
-    level: float,
-    generator: np.random.Generator,
-    users: int,
-) -> Spread:
-    """Interval for the mean over seeds, resampling seeds and users.
+def spread_over_seeds(estimate_KM: Float64, value_KRM: Float64, level: float, users: int) -> Spread:
+    """Interval for the mean over seeds, of other seeds and other users.
 
-    Every resample draws users, the same for all seeds because all seeds are tested on the same
-    users, and K - 1 of the K seeds with replacement; drawing one seed fewer makes the variance
-    between seeds unbiased. The interval is the mean plus or minus a Student quantile times the
-    standard error of the resamples, with Satterthwaite's degrees of freedom: with three seeds a
-    percentile interval would be far too short. Noise that is particular to a seed and a user
-    counts on both sides, so the interval is slightly wide.
+    All seeds are tested on the same users. The variance of the mean has two parts: S² / K, with S²
+    the variance between the seeds' estimates, which holds what is a seed's own and what is a seed's
+    with a user; and what is the users' own, which moves all seeds alike: the mean covariance of two
+    seeds over resamples of the users (0 where noise makes it negative). The interval is the mean
+    plus or minus a Student quantile times the root of their sum, with Satterthwaite's degrees of
+    freedom: with three seeds a percentile interval would be far too short.
 
-    Source: Owen 2007 (the pigeonhole bootstrap); Rao and Wu 1988 (drawing K - 1);
+    Of two seeds S² knows little; where seeds differ more than users do, 95 % intervals of two seeds
+    cover some 88 %, of three 93 % (docs/decisions/0006-metrics.md).
+
+    Source: variance components of a two-way random layout, Searle, Casella and McCulloch 1992;
         Satterthwaite 1946.
 
     Args:
         estimate_KM: metrics of each seed on all users; K is at least 2.
         value_KRM: metrics of each seed on each resample of the users.
         level: coverage of the interval.
-        generator: source of the draws of seeds.
         users: how many users were resampled.
     """
     check_level(level)
-    seeds, resamples, metrics = value_KRM.shape
-    drawn_RK = generator.integers(0, seeds, size=(resamples, seeds - 1))
-    value_RM = value_KRM[drawn_RK, np.arange(resamples)[:, None]].mean(axis=1)
+    seeds, _, metrics = value_KRM.shape
     estimate_M = estimate_KM.mean(axis=0)
-    variance_M = np.full(metrics, np.nan)
-    for m, value_R in enumerate(value_RM.T):
-        known_R = value_R[~np.isnan(value_R)]
-        if len(known_R) > 1:
-            variance_M[m] = known_R.var(ddof=1)
-    of_seeds_M = np.minimum(estimate_KM.var(axis=0, ddof=1) / seeds, variance_M)
+    of_seeds_M = estimate_KM.var(axis=0, ddof=1) / seeds
+    of_users_M = np.array([_shared_variance(value_KRM[:, :, m]) for m in range(metrics)])
+    variance_M = of_seeds_M + of_users_M
     low_M, high_M, p_value_M, freedom_M = (np.full(metrics, np.nan) for _ in range(4))
-    for m in np.flatnonzero(~np.isnan(variance_M + estimate_M)):
-        freedom_M[m] = _freedom(variance_M[m], of_seeds_M[m], seeds, users)
+    for m in np.flatnonzero(~np.isnan(variance_M)):
+        freedom_M[m] = _freedom(of_users_M[m], of_seeds_M[m], seeds, users)
         error = math.sqrt(variance_M[m])
         student = Student(freedom_M[m])
         half = student.quantile((1 + level) / 2) * error
         low_M[m], high_M[m] = estimate_M[m] - half, estimate_M[m] + half
         p_value_M[m] = student.two_sided(abs(estimate_M[m]) / error) if error else 1.0
     return Spread(estimate_M, low_M, high_M, np.sqrt(variance_M), p_value_M, freedom_M)
+
+
+def _shared_variance(value_KR: Float64) -> float:
+    """Mean covariance of two seeds over resamples, at least 0; NaN where too few are known."""
+    known_KR = value_KR[:, ~np.isnan(value_KR).any(axis=0)]
+    seeds, known = known_KR.shape
+    if known < 2:
+        return math.nan
+    # The variance of the seeds' sum is that of each, and twice the covariance of each pair.
+    alone = known_KR.var(axis=1, ddof=1).sum()
+    together = known_KR.sum(axis=0).var(ddof=1)
+    return max(0.0, float(together - alone) / (seeds * (seeds - 1)))
 
 
 def reflect_ece(spread: Spread) -> Spread:
@@ -243,7 +245,6 @@ class Student:
         return edge_N, mass_N / mass_N[-1]
 
 
-def _freedom(variance: float, of_seeds: float, seeds: int, users: int) -> float:
-    of_users = variance - of_seeds
+def _freedom(of_users: float, of_seeds: float, seeds: int, users: int) -> float:
     spread = of_seeds**2 / (seeds - 1) + of_users**2 / max(1, users - 1)
-    return min(1e6, variance**2 / spread) if spread > 0 else float(seeds - 1)
+    return min(1e6, (of_users + of_seeds) ** 2 / spread) if spread > 0 else float(seeds - 1)
