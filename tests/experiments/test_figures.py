@@ -5,6 +5,7 @@ import pytest
 import torch
 from experiments_bench import InProcess, tiny
 
+from lcn.errors import ConfigError
 from lcn.experiments import figure4, figure5a, figure5b, mass
 from lcn.experiments.clusters import measure_clusters, purity, unit_rows
 from lcn.experiments.figures import exact_set, over_seeds
@@ -118,6 +119,14 @@ def test_item_vectors_with_and_without_crp(bench, monkeypatch):
     assert table.head == ("measure", figure4.WITHOUT, figure4.WITH)
     assert "across, own: neighbour purity" in [row[0].text for row in table.rows]
     assert len(finding.verdicts) == 10
+
+
+def test_items_without_categories_are_refused_before_training(bench, monkeypatch):
+    monkeypatch.setattr(figure4, "FIRST_VALUE", 10**6)
+    workers = InProcess()
+    with pytest.raises(ConfigError, match="0 items of the source domain have a known"):
+        figure4.run(bench, workers, quiet)
+    assert workers.jobs_run == []
 
 
 def test_the_plane_keeps_clusters_apart():

@@ -16,7 +16,7 @@ from lcn.errors import ConfigError
 from lcn.experiments import conditions, questions
 from lcn.experiments.expect import expect, load_known
 from lcn.experiments.planted import planted_dataset
-from lcn.experiments.record import CurvePanel, TablePanel, now
+from lcn.experiments.record import CurvePanel, TablePanel, load_record, now
 from lcn.experiments.run import Call, run_experiments
 
 SMALL = {"users": 120, "source_items": 60, "target_items": 30, "categories": 5,
@@ -99,6 +99,14 @@ def test_conditions_relate_gains_to_dials_and_facts(little_logs, tmp_path, monke
     table = next(panel for panel in records[0].panels if isinstance(panel, TablePanel))
     assert len(table.rows) == 3
     json.loads(path.read_text())
+    # One record of each row and log, with its runs: an empty look does not take its place.
+    assert [row.name for row in records[0].rows] == [row.name for row in pair.rows] * 2
+    assert len({row.dataset for row in records[0].rows}) == 2
+    found = records[0].origin
+    assert found.run_commits and found.run_seconds > 0 and found.sizes == (12, 4)
+    empty = replace(options, seeds=(7,), finished=True)
+    run_experiments(["conditions"], [], empty, call, root=tmp_path, say=quiet)
+    assert load_record(path).data["points"] == points
 
 
 def test_questions_answer_all_three(little_logs, little, tmp_path, monkeypatch):

@@ -174,3 +174,14 @@ def test_the_command_writes_the_site(store, tmp_path):
     assert sorted(path.name for path in docs.iterdir()) == ["table5-toy.md", "what-holds.md"]
     assert (store / "report.html").exists()
     assert "[table5](table5-toy.md)" in (docs / "what-holds.md").read_text()
+
+
+def test_lines_of_other_points_stand_under_their_own():
+    lines = (
+        Line(name="SIM", x=(0.1, 0.5), y=(1.0, 3.0)),
+        Line(name="LCN", x=(0.0, 0.1, 0.5), y=(4.0, 5.0, 6.0)),
+    )
+    curve = CurvePanel(title="c", xlabel="share", ylabel="gain", lines=lines)
+    page = render_markdown(record(panels=(curve,)))
+    assert "| gain by share | 0 | 0.1 | 0.5 |" in page
+    assert "| SIM | - | 1.0000 | 3.0000 |" in page and "| LCN | 4.0000 | 5.0000 | 6.0000 |" in page

@@ -1,14 +1,18 @@
 """The runner: equal tuning by validation, shared runs, nothing twice, nothing half."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 from experiments_bench import InProcess, tiny
 
 from lcn.api import recipe
 from lcn.data.dataset import Dataset, open_dataset
-from lcn.errors import ConfigError, DataError
+from lcn.errors import ConfigError, DataError, TrainingError
+from lcn.evaluate.predictions import check_settings, load_predictions
+from lcn.experiments import worker
 from lcn.experiments.rows import (
     BASE_KNOBS,
     CRP_KNOBS,
@@ -25,6 +29,7 @@ from lcn.experiments.settings import Options
 from lcn.experiments.store import config_key, open_store
 from lcn.experiments.subset import take_users
 from lcn.experiments.tuning import choose, plan_trials
+from lcn.objectives.crp import Crp
 
 LAP, NONE = Row("LAP", "lap"), Row("none", "none")
 
@@ -281,3 +286,58 @@ def test_a_quick_look_takes_few_first_steps(little):
     assert quick(Options()).first_steps == 60
     plain = recipe("lap", str(little.folder))
     assert shortened(plain, 60) == plain
+
+
+def test_seeds_of_before_and_after_a_switch_are_seeds_of_one_row(little, tmp_path, workers):
+    """Predictions of before carry the digest of settings that did not hold the switch."""
+    bench = bench_of(little, tmp_path)
+    (fitted,) = fit_rows(bench, [NONE], workers=workers, say=quiet)
+    path = bench.store.run_folder(fitted.runs[0]) / "predictions" / "test.npz"
+    replace(load_predictions(path), config="digest of before").save(path)
+    runs = [bench.store.predictions(config, "test", "none") for config in fitted.runs]
+    check_settings(runs)
+
+
+def test_a_run_of_an_objective_that_was_mended_since_is_not_found(
+    little, tmp_path, workers, monkeypatch
+):
+    row = Row("LCN", "lap_crp", ("train.pretrain_steps=1",))
+    (fitted,) = fit_rows(bench_of(little, tmp_path, seeds=(0,)), [row], workers=workers, say=quiet)
+    config, manifest = fitted.runs[0], little.manifest
+    assert open_store(tmp_path, manifest).finished(config) is not None
+    monkeypatch.setattr(Crp, "revision", 7)
+    assert open_store(tmp_path, manifest).finished(config) is None
+    again = InProcess()
+    fit_rows(bench_of(little, tmp_path, seeds=(0,)), [row], workers=again, say=quiet)
+    mended = open_store(tmp_path, manifest).finished(config)
+    assert len(again.jobs_run) == 1 and mended is not None and mended.revisions == {"crp": 7}
+
+
+def test_a_tuned_row_with_a_trial_that_failed_can_be_shown(little, tmp_path, monkeypatch):
+    real = worker._train
+
+    def train(config, folder):
+        if config.model.embedding.std == 0.2:
+            raise TrainingError("the loss is NaN")
+        return real(config, folder)
+
+    monkeypatch.setattr(worker, "_train", train)
+    options = {"trials": 2, "seeds": (0,)}
+    bench = bench_of(little, tmp_path, **options)
+    (trained,) = fit_rows(bench, [NONE], workers=InProcess(), say=quiet)
+    assert math.isnan(trained.trials[1].value) and len(trained.runs) == 1
+    bench = bench_of(little, tmp_path, finished=True, **options)
+    (shown,) = fit_rows(bench, [NONE], workers=InProcess(fail_at=1), say=quiet)
+    assert shown.runs == trained.runs and shown.chosen == trained.chosen == ()
+    monkeypatch.setattr(worker, "_train", real)
+    mended = InProcess()
+    (better,) = fit_rows(bench_of(little, tmp_path, **options), [NONE], workers=mended, say=quiet)
+    assert len(mended.jobs_run) >= 1 and not math.isnan(better.trials[1].value)
+
+
+def test_what_the_user_fixes_by_group_is_not_turned():
+    fixed = {"model.embedding", "train.learning_rate"}
+    tried = plan_trials(NONE, 2, 0, fixed=fixed)
+    assert [text.partition("=")[0] for text in tried[1]] == ["model.dropout"]
+    with pytest.raises(ConfigError, match=r"there are 1 settings .*none"):
+        plan_trials(NONE, 2, 0, fixed={"model", "train"})

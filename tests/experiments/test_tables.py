@@ -2,19 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from experiments_bench import tiny
+from experiments_bench import InProcess, tiny
 
+from lcn.errors import ConfigError
 from lcn.evaluate.compare import Difference
 from lcn.evaluate.metrics import auc
 from lcn.experiments import quoted
 from lcn.experiments.measure import comparisons, measure
-from lcn.experiments.record import load_record, save_record
+from lcn.experiments.record import load_record, now, save_record
 from lcn.experiments.rows import Sizes, resolve
 from lcn.experiments.run import Call, run_experiments, with_origin
-from lcn.experiments.runner import fit_rows, open_bench
+from lcn.experiments.runner import Trial, fit_rows, open_bench
 from lcn.experiments.settings import SETTINGS, Options
 from lcn.experiments.tables import TABLES, judge, run_table, show
 from lcn.experiments.tuning import plan_trials
@@ -64,8 +66,6 @@ def test_table_4_is_one_domain():
 
 @pytest.fixture(scope="module")
 def first_table(little, tmp_path_factory):
-    from experiments_bench import InProcess
-
     root = tmp_path_factory.mktemp("store")
     options = tiny(rows=("w/o CRP", "PT + PS + PC"))
     bench = open_bench(little.folder, root, options)
@@ -127,8 +127,6 @@ def test_a_table_on_the_whole_way_to_its_record(little, tmp_path, workers):
     ours = next(row for row in results.rows if row[0].text == "LCN w/o CRP")
     assert ours[results.head.index("AUC quoted, industrial")].text == "0.7076"
     assert all(len(row) == len(results.head) for row in results.rows)
-    from lcn.experiments.record import now
-
     record = with_origin("table4", finding, bench, Call(command="lcn", now=now()), 1.0)
     path = save_record(bench.store.record_path("table4"), record)
     assert load_record(path) == record
@@ -153,7 +151,6 @@ def test_runs_that_were_best_where_they_ended_are_counted(first_table):
 
 def test_quick_makes_a_view_and_a_record(little, tmp_path, monkeypatch, workers):
     from lcn.experiments import run
-    from lcn.experiments.record import now
 
     monkeypatch.setattr(run, "QUICK_USERS", 20)
     monkeypatch.setattr("lcn.experiments.runner.Workers", lambda jobs: workers)
@@ -172,3 +169,36 @@ def test_defaults_are_the_papers_sizes_and_presets_are_by_name():
     assert Options().sizes_for("movielens-1m") == Sizes(200, 50)
     assert Options().sizes_for("kuairand-pure") == Sizes(30, 10)
     assert Options(sizes=Sizes(7, 3)).sizes_for("kuairand-pure") == Sizes(7, 3)
+
+
+def test_the_choice_is_shown_with_its_own_value(first_table):
+    """By log loss the best is the lowest; a trial that failed is none of the others."""
+    bench, table, fitted, measured = first_table
+    tried = (Trial((), math.nan), Trial(("a=1",), 0.45), Trial(("a=2",), 0.6))
+    tuned = [replace(each, trials=tried, chosen=("a=1",)) for each in fitted]
+    bench = replace(bench, options=replace(bench.options, trials=3))
+    choices = show(bench, table, tuned, measured).panels[-1]
+    assert choices.head[2:4] == ("as chosen", "as it stands")
+    assert [cell.text for cell in choices.rows[0][1:4]] == ["3", "0.4500", "-"]
+
+
+def test_reported_seeds_are_none_that_settings_were_chosen_on(little, tmp_path):
+    call = Call(command="lcn", now=now())
+    with pytest.raises(ConfigError, match="1000 is the seed that settings are chosen on"):
+        run_experiments(
+            ["table1"], [little.folder], tiny(trials=2, seeds=(0, 1000)), call, root=tmp_path
+        )
+
+
+def test_an_experiment_that_cannot_be_done_ends_no_other(little, tmp_path, monkeypatch):
+    monkeypatch.setattr("lcn.experiments.runner.Workers", lambda jobs: InProcess())
+    told, options = [], tiny(rows=("w/o CRP",), seeds=(0,))
+    call = Call(command="lcn", now=now())
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ConfigError, match="1 of 2 experiments could not be done"):
+        run_experiments(
+            ["table1"], [nowhere, little.folder], options, call, root=tmp_path, say=told.append
+        )
+    assert any("not done: table1 on nowhere" in line for line in told)
+    bench = open_bench(little.folder, tmp_path, options)
+    assert load_record(bench.store.record_path("table1")).rows

@@ -25,13 +25,14 @@ from lcn.experiments.record import (
     CurvePanel,
     Line,
     Panel,
+    RowRecord,
     TablePanel,
     number_cell,
 )
 from lcn.experiments.rows import NONE, Claim, Row, Sizes, Table
 from lcn.experiments.runner import Told, Workers, fit_rows, open_bench
 from lcn.experiments.settings import Options
-from lcn.experiments.tables import interval_cell
+from lcn.experiments.tables import interval_cell, row_record
 from lcn.experiments.work import Finding
 
 BASE = {"rho": 0.9, "source_events": 200, "noise_share": 0.2, "target_events": 1.0}
@@ -94,21 +95,22 @@ def run(
     """
     del datasets
     options = replace(options, sizes=options.sizes or SIZES)
-    points, seen = [], {}
+    points: list[Point] = []
+    seen: dict[Path, _Log] = {}
     for dial, value, config in grid(options):
         folder = planted_dataset(config, root)
         if folder not in seen:
             seen[folder] = _measure(folder, options, root, workers, say)
-        measured, facts, best = seen[folder]
+        log = seen[folder]
         gains = {
             name: pair.difference.auc
             for name in (SIM, LAP, LCN)
-            if (pair := measured.pair(name, NONE)) is not None
+            if (pair := log.measured.pair(name, NONE)) is not None
         }
         none_auc = next(
-            (one.intervals.auc.estimate for one in measured.results if one.run == NONE), np.nan
+            (one.intervals.auc.estimate for one in log.measured.results if one.run == NONE), np.nan
         )
-        points.append(Point(dial, value, float(none_auc), best, gains, facts))
+        points.append(Point(dial, value, float(none_auc), log.best_auc, gains, log.facts))
     return Finding(
         title="When a lifelong source history pays",
         summary=(
@@ -119,20 +121,32 @@ def run(
         ),
         panels=tuple(_panels(points)),
         verdicts=settle([_claimed(points, dial) for dial in DIALS]),
+        rows=tuple(row for log in seen.values() for row in log.rows),
         data=plain({"points": [_tree(point) for point in points]}),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What was measured on one generated log."""
+
+    measured: Measured
+    facts: dict[str, Any]
+    best_auc: float
+    rows: tuple[RowRecord, ...]
+
+
 def _measure(
     folder: Path, options: Options, root: Path, workers: Workers, say: Told | None
-) -> tuple[Measured, dict[str, Any], float]:
+) -> _Log:
     bench = open_bench(folder, root, options)
     fitted = fit_rows(bench, table().rows, workers=workers, say=say)
     dataset = open_dataset(folder)
     label_S = np.asarray(dataset.samples["test"].label_S)
     best = auc(true_probability(dataset, "test"), label_S)
     facts = read_facts(dataset, resamples=min(options.resamples, 200))
-    return measure(bench, table(), fitted), facts.drivers, best
+    rows = tuple(row_record(bench, each) for each in fitted)
+    return _Log(measure(bench, table(), fitted), facts.drivers, best, rows)
 
 
 def _tree(point: Point) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lcn.data.corpus import build_corpus
-from lcn.data.dataset import Dataset
+from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.names import Names
 from lcn.errors import ConfigError, DataError
 from lcn.evaluate.tables import plain
@@ -52,6 +52,8 @@ class Labelled:
 
 def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
     """Train the pyramid with and without CRP and look at its item vectors."""
+    for domain in DOMAINS:
+        labelled_items(open_dataset(bench.dataset), domain)
     fitted = fit_rows(bench, rows_of_table5(bench.sizes, WITHOUT, WITH), workers=workers, say=say)
     panels: list[Panel] = []
     quality: dict[str, dict[str, list[float]]] = {}
@@ -89,7 +91,7 @@ def labelled_items(dataset: Dataset, domain: Domain) -> Labelled:
     The category is the item field that counting goes by, too (`facts.category_field`).
 
     Raises:
-        ConfigError: items have no second field.
+        ConfigError: items have no second field, or fewer than two have a known value there.
     """
     place = category_field(dataset)
     if place == 0:
@@ -101,6 +103,11 @@ def labelled_items(dataset: Dataset, domain: Domain) -> Labelled:
     address_V = items.address_V.numpy()
     label_V = np.asarray(dataset.item_IF[address_V, place], np.int64)
     known_V = label_V >= FIRST_VALUE
+    if known_V.sum() < 2:
+        raise ConfigError(
+            f"{int(known_V.sum())} items of the {domain} domain have a known "
+            f"{dataset.manifest.item_fields[place].name!r}; clusters need at least 2"
+        )
     address_V, label_V = address_V[known_V], label_V[known_V]
     often_V = np.argsort(-items.count_I.numpy()[address_V], kind="stable")[:ITEMS]
     return Labelled(address_V[often_V], label_V[often_V])

@@ -153,10 +153,12 @@ def _shared(options: Options, root: Path, workers: Workers, say: Told | None) ->
     table = Table("shared", "Items in both domains", rows, (NONE,), claims)
     shares = (SHARES[0], SHARES[-1]) if options.quick else SHARES
     found: dict[float, Measured] = {}
+    trained: list[RowRecord] = []
     for share in shares:
         config = planted_config(options.users, shared_items=share)
         bench = open_bench(planted_dataset(config, root), root, options)
-        found[share] = _trained(bench, table, workers, say)[1]
+        finding, found[share] = _trained(bench, table, workers, say)
+        trained += finding.rows
     gains = _gains(found, names)
     panel = CurvePanel(
         title="Gain by the share of items in both domains",
@@ -192,6 +194,7 @@ def _shared(options: Options, root: Path, workers: Workers, say: Told | None) ->
         title="Items in both domains",
         panels=(panel,),
         verdicts=settle(claims_made),
+        rows=tuple(trained),
         data=plain(data),
     )
 

@@ -121,7 +121,9 @@ class RowRecord(_Record):
     trials: tuple[tuple[tuple[str, ...], float], ...]
     """Overrides tried, each with its validation value."""
     runs: tuple[str, ...]
-    """Run folders inside the store, one per seed."""
+    """Run folders of the dataset's, one per seed."""
+    dataset: str = ""
+    """The dataset's folder inside the store."""
     error: str = ""
 
 

@@ -265,11 +265,17 @@ def _markdown_panel(panel: Panel) -> list[str]:
 def _curve_table(panel: CurvePanel) -> list[str]:
     if not panel.lines:
         return []
-    x = panel.lines[0].x
+    # Lines need not have the same points: a system that was not trained has fewer.
+    x = sorted({value for line in panel.lines for value in line.x})
     step = -(-len(x) // _POINTS)
-    places = sorted({*range(0, len(x), step), len(x) - 1})
-    head = (f"{panel.ylabel} by {panel.xlabel}", *(f"{x[place]:g}" for place in places))
-    rows = [(line.name, *(f"{line.y[place]:.4f}" for place in places)) for line in panel.lines]
+    shown = [x[place] for place in sorted({*range(0, len(x), step), len(x) - 1})]
+    head = (f"{panel.ylabel} by {panel.xlabel}", *(f"{value:g}" for value in shown))
+    rows = []
+    for line in panel.lines:
+        y_of = dict(zip(line.x, line.y, strict=True))
+        rows.append(
+            (line.name, *(f"{y_of[value]:.4f}" if value in y_of else "-" for value in shown))
+        )
     return _markdown_table(head, rows)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lcn import __version__
 from lcn.data.dataset import open_dataset
-from lcn.errors import ConfigError, DataError, nearest
+from lcn.errors import ConfigError, DataError, LcnError, nearest
 from lcn.experiments.names import EXPERIMENTS, FIGURES, GENERATED, TABLES
 from lcn.experiments.record import ExperimentRecord, Origin, load_record, save_record
 from lcn.experiments.runner import Bench, Told, Workers, open_bench, own_workers
@@ -57,7 +57,9 @@ def run_experiments(
         say: told of each finished run; None shows a bar on stderr.
 
     Raises:
-        ConfigError: unknown experiment, or no dataset for one that needs it.
+        ConfigError: unknown experiment, no dataset for one that needs it, seeds of tuning among
+            those that are reported, or some experiments could not be done: those that could are
+            saved all the same.
     """
     for name in names:
         if name not in EXPERIMENTS:
@@ -70,16 +72,35 @@ def run_experiments(
         if options.rows and name not in TABLES:
             raise ConfigError(f"--rows chooses rows of a table; {name} takes none")
     options = quick(options) if options.quick else options
+    if options.trials > 1 and options.tuning_seed in options.seeds:
+        raise ConfigError(
+            f"--seeds: {options.tuning_seed} is the seed that settings are chosen on; report others"
+        )
     commit()  # read once per process: that of the code as it is now
-    records = []
+    wanted: list[tuple[str, Path | None]] = []
+    for name in names:
+        wanted += [(name, None)] if name in GENERATED else [(name, each) for each in datasets]
+    records, failed = [], []
     with own_workers(None, options.jobs) as workers:
-        for name in names:
-            if name in GENERATED:
-                records.append(_generated(name, datasets, options, call, root, workers, say))
+        for name, dataset in wanted:
+            try:
+                if dataset is None:
+                    record = _generated(name, datasets, options, call, root, workers, say)
+                else:
+                    bench = open_bench(seen_dataset(dataset, root, options), root, options)
+                    record = _recorded(name, bench, call, workers, say)
+            except LcnError as error:
+                if len(wanted) == 1:
+                    raise
+                failed.append(f"{name}{f' on {dataset.name}' if dataset else ''}: {error}")
+                _tell(f"not done: {failed[-1]}", say)
                 continue
-            for dataset in datasets:
-                bench = open_bench(seen_dataset(dataset, root, options), root, options)
-                records.append(_recorded(name, bench, call, workers, say))
+            records.append(record)
+    if failed:
+        raise ConfigError(
+            f"{len(failed)} of {len(wanted)} experiments could not be done ({'; '.join(failed)}); "
+            "what the others found is kept: `lcn experiment report`"
+        )
     return records
 
 
@@ -122,11 +143,17 @@ def _recorded(
     started = time.monotonic()
     finding = experiment_of(name)(bench, workers, say)
     record = with_origin(name, finding, bench, call, time.monotonic() - started)
-    if record.rows and not _runs(record) and not bench.options.finished:
-        reason = next((row.error for row in record.rows if row.error), "no row was trained")
-        raise ConfigError(f"{name} on {bench.name}: no row could be trained: {reason}")
+    if not bench.options.finished:
+        _refuse_untrained(record)
     keep_fullest(bench.store.record_path(_file_name(name, bench.options)), record, say)
     return record
+
+
+def _refuse_untrained(record: ExperimentRecord) -> None:
+    if record.rows and not _runs(record):
+        reason = next((row.error for row in record.rows if row.error), "no row was trained")
+        where = record.origin.dataset
+        raise ConfigError(f"{record.experiment} on {where}: no row could be trained: {reason}")
 
 
 def keep_fullest(path: Path, record: ExperimentRecord, say: Told | None = None) -> bool:
@@ -147,8 +174,12 @@ def keep_fullest(path: Path, record: ExperimentRecord, say: Told | None = None) 
             f"not saved: these are {now} runs, and the finding in {path} shows {before}; it stays "
             "(remove the file to replace it)"
         )
-        (say or Console(stderr=True, soft_wrap=True).print)(note)
+        _tell(note, say)
     return False
+
+
+def _tell(line: str, say: Told | None) -> None:
+    (say or Console(stderr=True, soft_wrap=True, markup=False).print)(line)
 
 
 def _runs(record: ExperimentRecord) -> int:
@@ -176,7 +207,11 @@ def _generated(  # the two experiments that make their own logs
     started = time.monotonic()
     module = {"conditions": conditions, "questions": questions}[name]
     finding = module.run(datasets, options, root, workers, say)
-    record = with_origin(name, finding, None, call, time.monotonic() - started, options)
+    if name == "conditions":
+        options = replace(options, sizes=options.sizes or conditions.SIZES)
+    record = with_origin(name, finding, None, call, time.monotonic() - started, options, root)
+    if not options.finished:
+        _refuse_untrained(record)
     asked = [open_dataset(dataset).manifest for dataset in datasets] if name == "questions" else []
     if asked:
         record = record.model_copy(update={"origin": _beside(record.origin, asked, options)})
@@ -205,11 +240,23 @@ def with_origin(
     call: Call,
     seconds: float,
     options: Options | None = None,
+    root: Path = ROOT,
 ) -> ExperimentRecord:
-    """A finding with its provenance."""
+    """A finding with its provenance.
+
+    Args:
+        name: of the experiment.
+        finding: what it found.
+        bench: where; None for one on generated logs, which has `options` and `root` instead.
+        call: who asked.
+        seconds: how long it took.
+        options: as asked for.
+        root: the results store.
+    """
     options = bench.options if bench is not None else options or Options()
+    sizes = bench.sizes if bench is not None else options.sizes
     licence = open_dataset(bench.dataset).manifest.licence if bench is not None else ""
-    trained = _trained(finding, bench)
+    trained = _trained(finding, bench.store.folder.parent if bench is not None else root)
     return ExperimentRecord(
         experiment=name,
         title=finding.title,
@@ -233,17 +280,15 @@ def with_origin(
             seeds=options.seeds,
             trials=options.trials,
             settings=bench.settings if bench is not None else options.settings_for("synthetic"),
-            sizes=(bench.sizes.k1, bench.sizes.k2) if bench is not None else None,
+            sizes=(sizes.k1, sizes.k2) if sizes is not None else None,
             quick=options.quick,
         ),
     )
 
 
-def _trained(finding: Finding, bench: Bench | None) -> list[Done]:
+def _trained(finding: Finding, root: Path) -> list[Done]:
     """The facts of the runs behind a finding."""
-    if bench is None:
-        return []
-    folders = {bench.store.folder / "runs" / run for row in finding.rows for run in row.runs}
+    folders = {root / row.dataset / "runs" / run for row in finding.rows for run in row.runs}
     return [done for folder in folders if (done := read_done(folder)) is not None]
 
 

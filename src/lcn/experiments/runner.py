@@ -20,7 +20,7 @@ from lcn.data.dataset import open_dataset
 from lcn.errors import ConfigError
 from lcn.experiments.rows import Row, Sizes, resolve, shortened
 from lcn.experiments.settings import Options
-from lcn.experiments.store import Store, open_store
+from lcn.experiments.store import Store, open_store, read_failure
 from lcn.experiments.teller import Teller, Told
 from lcn.experiments.tuning import choose, plan_trials
 from lcn.experiments.worker import Job, Outcome, run_job, start_worker
@@ -222,7 +222,8 @@ class _Schedule:
         self._label_of[folder] = label
         done = self._bench.store.finished(config)
         if done is not None or self._bench.options.finished:
-            self._outcome_of[folder] = Outcome(done, "" if done else NOT_TRAINED, reused=True)
+            error = "" if done else read_failure(folder) or NOT_TRAINED
+            self._outcome_of[folder] = Outcome(done, error, reused=True)
             self._teller.advance("")
             return
         job = Job(config.model_dump_json(), folder, self._bench.store.fingerprint)

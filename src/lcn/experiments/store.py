@@ -14,17 +14,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from lcn.backbones import BACKBONES
+from lcn.backbones.base import Backbone
 from lcn.evaluate.predictions import Predictions, load_predictions
+from lcn.objectives import OBJECTIVES
+from lcn.objectives.base import Objective
 from lcn.schema import Manifest, Split
-from lcn.train.config import RunConfig
+from lcn.train.config import RunConfig, settings_digest
+from lcn.train.record import write_whole
 
 _NOT_RESULT = ("dataset", "name")
 _NOT_RESULT_TRAIN = ("workers", "threads", "checkpoint_every", "log_every")
@@ -47,16 +52,44 @@ class Done(BaseModel):
     """Wall time of training in the process that finished it."""
     commit: str
     machine: str
+    revisions: dict[str, int] = {}
+    """Of the backbone and the objectives it was trained with; see `revisions_of`."""
 
 
-def config_key(config: RunConfig, fingerprint: str) -> str:
-    """A short name of everything that decides a run's result."""
+def revisions_of(config: RunConfig) -> dict[str, int]:
+    """The revisions of a config's backbone and objectives, those that were ever raised.
+
+    A revision is raised where a fix changes what the same settings train: runs of before are then
+    not taken for runs of now.
+    """
+    parts: list[tuple[str, type[Backbone] | type[Objective]]] = [
+        (each.name, OBJECTIVES[each.name]) for each in config.objectives
+    ]
+    backbone = config.model.backbone.name
+    parts.append((backbone, BACKBONES[backbone]))
+    return {name: part.revision for name, part in parts if part.revision}
+
+
+def config_key(
+    config: RunConfig, fingerprint: str, revisions: Mapping[str, int] | None = None
+) -> str:
+    """A short name of everything that decides a run's result.
+
+    Args:
+        config: of the run.
+        fingerprint: of the dataset.
+        revisions: those that it was trained with; those of the present code by default.
+    """
     tree = config.model_dump(mode="json")
     for name in _NOT_RESULT:
         tree.pop(name)
     for name in _NOT_RESULT_TRAIN:
         tree["train"].pop(name)
-    text = json.dumps([tree, fingerprint], sort_keys=True)
+    revisions = revisions_of(config) if revisions is None else revisions
+    told: list[Any] = [tree, fingerprint]
+    if revisions:
+        told.append(dict(revisions))
+    text = json.dumps(told, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -78,11 +111,12 @@ class Store:
         return read_done(self.run_folder(config))
 
     def predictions(self, config: RunConfig, split: Split, name: str) -> Predictions:
-        """Saved predictions of a finished run, under a row's name."""
-        from dataclasses import replace
+        """Saved predictions of a finished run, under a row's name.
 
+        The run was found by its config; the digest in the file may be of before a switch existed.
+        """
         path = self.run_folder(config) / "predictions" / f"{split}.npz"
-        return replace(load_predictions(path), run=name)
+        return replace(load_predictions(path), run=name, config=settings_digest(config))
 
     def record_path(self, experiment: str) -> Path:
         """The file of an experiment's findings."""
@@ -106,8 +140,22 @@ def open_store(root: Path, manifest: Manifest) -> Store:
             config = RunConfig.model_validate(done.config)
         except ValidationError:
             continue  # a setting that no longer exists: nothing can ask for this run
-        store._folder_of_key[config_key(config, fingerprint)] = path.parent
+        key = config_key(config, fingerprint, done.revisions)
+        store._folder_of_key[key] = path.parent
     return store
+
+
+def note_failure(folder: Path, error: str) -> None:
+    """Keep why a run could not be trained, so that it is known without training it again."""
+    write_whole(folder / "failed.txt", error + "\n")
+
+
+def read_failure(folder: Path) -> str:
+    """Why a run could not be trained; empty where nothing is known."""
+    try:
+        return (folder / "failed.txt").read_text("utf-8").strip()
+    except OSError:
+        return ""
 
 
 def read_done(folder: Path) -> Done | None:

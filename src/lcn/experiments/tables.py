@@ -78,6 +78,7 @@ def row_record(bench: Bench, fitted: Fitted) -> RowRecord:
         chosen=fitted.chosen,
         trials=tuple((trial.overrides, trial.value) for trial in fitted.trials),
         runs=tuple(bench.store.run_folder(run).name for run in fitted.runs),
+        dataset=bench.store.folder.name,
         error=fitted.error,
     )
 
@@ -108,9 +109,12 @@ def _verdict(compared: Compared) -> Verdict:
 
 def _still_rising(bench: Bench, fitted: Fitted) -> str:
     """How many of a row's runs were best where they ended: more epochs might have done better."""
-    found = [bench.store.finished(config) for config in fitted.runs]
-    done = [each for each in found if each is not None]
-    return f"{sum(each.best_step == each.steps for each in done)} of {len(done)}"
+    rising = 0
+    for config in fitted.runs:
+        done, every = bench.store.finished(config), config.train.evaluate_every or 1
+        # With `evaluate_every` the steps behind the last look are not judged.
+        rising += done is not None and done.best_step == done.steps // every * every
+    return f"{rising} of {len(fitted.runs)}"
 
 
 def _results(
@@ -240,19 +244,19 @@ def _strata(measured: Measured) -> TablePanel:
 def _choices(fitted: Sequence[Fitted]) -> TablePanel:
     rows = []
     for each in fitted:
-        values = [trial.value for trial in each.trials if not math.isnan(trial.value)]
+        value_of = {trial.overrides: trial.value for trial in each.trials}
         rows.append(
             (
                 Cell(text=each.row.name),
                 Cell(text=str(len(each.trials) or 1)),
-                number_cell(max(values)) if values else Cell(text="-"),
-                number_cell(values[0]) if values else Cell(text="-"),
+                number_cell(value_of.get(each.chosen, math.nan)),
+                number_cell(value_of.get((), math.nan)),
                 Cell(text=", ".join(each.chosen) or "the recipe as it stands"),
             )
         )
     return TablePanel(
         title="Settings chosen by validation",
-        head=("row", "trials", "best", "as it stands", "chosen"),
+        head=("row", "trials", "as chosen", "as it stands", "chosen"),
         rows=tuple(rows),
         note="The same number of trials for every row, on a seed that is not reported.",
     )

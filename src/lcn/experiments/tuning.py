@@ -78,8 +78,15 @@ def _free(knobs: Sequence[Knob], fixed: Collection[str]) -> list[Knob]:
     return [
         each
         for each in knobs
-        if not any(text.partition("=")[0] in fixed for value in each.values for text in value)
+        if not any(
+            _within(text.partition("=")[0], fixed) for value in each.values for text in value
+        )
     ]
+
+
+def _within(setting: str, fixed: Collection[str]) -> bool:
+    """Whether a setting, or a group that it is in, is fixed."""
+    return any(setting == name or setting.startswith(f"{name}.") for name in fixed)
 
 
 def choose(values: Sequence[float], monitor: str) -> int:

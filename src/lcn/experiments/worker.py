@@ -9,11 +9,12 @@ import shutil
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lcn.errors import LcnError
-from lcn.experiments.store import Done, locked, read_done
+from lcn.experiments.store import Done, locked, note_failure, read_done, revisions_of
 from lcn.schema import Split
 from lcn.train.record import write_whole
 
@@ -88,9 +89,15 @@ def run_job(job: Job) -> Outcome:
                 return Outcome(before, reused=True)
             return Outcome(_train_and_predict(job))
     except LcnError as error:
-        return Outcome(None, str(error))
+        return _failed(job, str(error))
     except Exception as error:
-        return Outcome(None, _unforeseen(job, error))
+        return _failed(job, _unforeseen(job, error))
+
+
+def _failed(job: Job, error: str) -> Outcome:
+    with suppress(OSError):
+        note_failure(job.folder, error)
+    return Outcome(None, error)
 
 
 def _unforeseen(job: Job, error: Exception) -> str:
@@ -129,8 +136,10 @@ def _train_and_predict(job: Job) -> Done:
         seconds=seconds,
         commit=code,
         machine=processor(),
+        revisions=revisions_of(config),
     )
     write_whole(job.folder / "done.json", done.model_dump_json(indent=1) + "\n")
+    (job.folder / "failed.txt").unlink(missing_ok=True)
     # Only a run that must go on needs its optimisers' state; metrics.jsonl holds the curves too.
     for name in ("checkpoint", "tensorboard"):
         shutil.rmtree(job.folder / name, ignore_errors=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lcn.config import Config as BaseConfig
 from lcn.nn.mlp import mlp
+from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import info_nce, item_key, unit
+from lcn.objectives.contrast import info_nce, item_key
 from lcn.objectives.draw import below
 from lcn.objectives.encoder import EncoderConfig, StreamEncoder
 from lcn.objectives.stream import Stream, StreamConfig, merge_stream, next_places
@@ -34,6 +35,7 @@ class At4Ctr(Objective):
 
     source = "AT4CTR, AAAI 2024, arXiv 2312.06683 (reconstructed; no public code)"
     assumes = "clicks in the batch; profile fields help; users with several events"
+    revision = 1
 
     class Config(BaseConfig):
         """Settings."""

@@ -32,6 +32,7 @@ class Bert4Rec(Objective):
 
     source = "BERT4Rec, CIKM 2019, arXiv 1904.06690"
     assumes = "users with several events; benefits from both domains in one stream"
+    revision = 1
 
     class Config(BaseConfig):
         """Settings; the official code's where it has them."""

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lcn.config import Config as BaseConfig
 from lcn.config import Share
 from lcn.errors import ConfigError
+from lcn.nn.unit import unit
 from lcn.objectives.augment import Augmented, augment, split_domains
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import info_nce, unit
+from lcn.objectives.contrast import info_nce
 from lcn.objectives.encoder import EncoderConfig, StreamEncoder, last_place
 from lcn.objectives.sampled import SoftmaxConfig, draw_domains, next_item_loss
 from lcn.objectives.stream import Stream, StreamConfig, merge_stream, next_places
@@ -32,6 +33,7 @@ class Cl4SRec(Objective):
 
     source = "CL4SRec, ICDE 2022, arXiv 2010.14395"
     assumes = "users with several events; `views: domains` needs both domains"
+    revision = 1
 
     class Config(BaseConfig):
         """Settings."""

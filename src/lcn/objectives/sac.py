@@ -22,6 +22,7 @@ class Sac(Objective):
 
     source = "SAC (self-supervised actor-critic), SIGIR 2020, arXiv 2006.05779"
     assumes = "users with several events; an event kind field gives graded rewards"
+    revision = 1
 
     class Config(QConfig):
         """Settings; the published code's where it has them."""

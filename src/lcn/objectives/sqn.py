@@ -21,6 +21,7 @@ class Sqn(Objective):
 
     source = "SQN, SIGIR 2020, arXiv 2006.05779"
     assumes = "users with several events; an event kind field gives graded rewards"
+    revision = 1
 
     class Config(QConfig):
         """Settings; the published code's where it has them."""
