@@ -255,12 +255,11 @@ def compare(
         seed: of the resampling.
     """
     from lcn.evaluate.compare import compare as compare_predictions
-    from lcn.evaluate.predictions import load_predictions
-    from lcn.train import open_run
+    from lcn.train import open_run, saved_predictions
 
     def predicted(folder: Path | str) -> Any:
         saved = Path(folder) / "predictions" / f"{split}.npz"
-        return load_predictions(saved) if saved.exists() else open_run(folder).predict(split)
+        return saved_predictions(saved) if saved.exists() else open_run(folder).predict(split)
 
     return compare_predictions(
         [predicted(folder) for folder in reference],

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.nn.embedding import FieldEmbedding, ItemEncoder, Tables
 from lcn.nn.mlp import apply_to_parts, mlp
+from lcn.nn.unit import unit
 from lcn.ops import HistoryRows
 from lcn.ops.reference import rows_of_span
 from lcn.schema import Manifest
@@ -334,7 +334,7 @@ class Model(nn.Module):
         if self.sharpness is not None:
             # Queries are scaled by 1 / √D under a softmax; two such vectors give cosine / τ.
             root = (self.sharpness.exp() * math.sqrt(item_ID.shape[1])).sqrt()
-            found_ID = F.normalize(item_ID if search_ID is None else search_ID, dim=1)
+            found_ID = unit(item_ID if search_ID is None else search_ID)
             search_ID = ops.share_gradient(found_ID * root)
         return item_ID, search_ID, contrasted_ID
 

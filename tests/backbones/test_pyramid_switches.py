@@ -210,6 +210,26 @@ def test_switches_that_cannot_act_are_refused():
         lap(distill=0.1, use_msa=False, use_fsa=False)
     with pytest.raises(ConfigError, match="recent_queries"):
         lap(recent_queries=2, k1=0)
+    with pytest.raises(ConfigError, match=r"3 rows pass it: set k1 to 4"):
+        lap(recent_queries=2, k1=3)
+    with pytest.raises(ConfigError, match=r"all rows pass it: set k2 to 4"):
+        lap(recent_queries=2, use_msa=False, k2=0)
+    with pytest.raises(ConfigError, match="each kept row"):
+        lap(fsa_query="sequence", use_msa=False, k2=0)
+    with pytest.raises(ConfigError, match="fism weighs events"):
+        lap(fism=True, context_fields=(), recency=False)
+    with pytest.raises(ConfigError, match="time_bias"):
+        lap(time_bias=True, use_csa_output=False)
+    lap(time_bias=True, use_csa_output=False, search_loss=1.0)
+    lap(fsa_query="sequence", k2=0)
+
+
+def test_all_rows_in_the_focused_scope_can_be_explained():
+    world = make_world((40, 3), whole=True)
+    found = attend(lap(k2=0), world, levels=True)
+    assert [level.name for level in found.levels] == ["complete", "median", "focused"]
+    plain = attend(lap(k2=0), world)
+    torch.testing.assert_close(found.vector_CW, plain.vector_CW)
 
 
 def test_without_overlap_the_lifelong_history_ends_where_the_short_one_begins(toy):

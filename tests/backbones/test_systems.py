@@ -19,6 +19,7 @@ from lcn.model import Model, ModelConfig
 from lcn.recipes import RECIPES
 from lcn.train import RunConfig, train
 from lcn.train.config import TrainConfig
+from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 
 SMALL = {"width": 8, "field_width": 8, "hidden": (8,), "short": {"width": 8, "heads": 2}}
@@ -230,3 +231,59 @@ def test_models_prints_one_model_with_its_settings():
     assert done.exit_code == 0 and "round_robin | mean_alpha | per_head" in done.stdout
     wrong = CliRunner().invoke(cli, ["models", "twn"])
     assert isinstance(wrong.exception, ConfigError) and "'twin'" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "learns"),
+    [
+        ("sim_soft", {}, True),
+        ("sim_soft", {"alpha": 0.0}, False),
+        ("eta", {}, False),
+        ("sdim", {}, False),
+        ("twin", {}, True),
+        ("lap", {}, True),
+        ("lap", {"use_csa_output": False}, False),
+        ("lap", {"use_csa_output": False, "search_loss": 1.0}, True),
+        ("lap", {"use_csa_output": False, "distill": 1.0}, True),
+    ],
+)
+def test_search_vectors_that_nothing_trains_are_refused(name, options, learns, toy):
+    model = model_of(toy, {"name": name, **options}, search_table="own").train()
+    batch = batch_of(toy)
+    loss, _ = click_loss(model, model(batch), batch)
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.search_item.parameters()]
+    assert any(each is not None and each.to_dense().any() for each in gradients) == learns
+    tree = {"dataset": "d", "model": model.config.model_dump()}
+    if learns:
+        RunConfig.model_validate(tree)
+        return
+    with pytest.raises(ValueError, match="searches with vectors that nothing trains"):
+        RunConfig.model_validate(tree)
+    RunConfig.model_validate({**tree, "objectives": [{"name": "crp"}]})
+    RunConfig.model_validate({**tree, "item_vectors_from": "a-run"})
+
+
+def test_an_item_without_any_known_field_has_no_direction_and_moves_nothing(toy):
+    """Unknown values start as the zero vector; its direction has no gradient to speak of."""
+    model = model_of(toy, {"name": "lap"}, search_metric="cosine").train()
+    batch = batch_of(toy)
+    batch.item_IF[:3] = 1
+    loss, _ = click_loss(model, model(batch), batch)
+    loss.backward()
+    largest = max(
+        parameter.grad.to_dense().abs().max().item()
+        for parameter in model.parameters()
+        if parameter.grad is not None
+    )
+    assert largest < 10
+
+
+def test_settings_that_nothing_would_read_are_refused():
+    tree = {"dataset": "d", "model": {"backbone": {"name": "lap", "recent_queries": 30}}}
+    with pytest.raises(ValueError, match=r"a short-term history holds 5; raise batch\.short"):
+        RunConfig.model_validate({**tree, "batch": {"short": 5}})
+    tree = {"dataset": "d", "objectives": [{"name": "crp"}]}
+    model = {"stop_gradient": "main", "backbone": {"name": "lap", "search_loss": 1.0}}
+    with pytest.raises(ValueError, match="search_loss trains item vectors"):
+        RunConfig.model_validate({**tree, "model": model})

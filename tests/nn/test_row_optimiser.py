@@ -12,8 +12,8 @@ from torch import nn
 from lcn.errors import ConfigError
 from lcn.nn.embedding import look_up
 from lcn.nn.row_optimiser import RowAdagrad, RowAdam, chain
-from lcn.train.checkpoint import Trainee, load_checkpoint, save_checkpoint
-from lcn.train.config import TrainConfig
+from lcn.train.checkpoint import Identity, Trainee, load_checkpoint, save_checkpoint
+from lcn.train.config import RunConfig, TrainConfig, deciding_settings
 from lcn.train.optimiser import build_optimisers
 
 KINDS = [RowAdam, RowAdagrad]
@@ -129,9 +129,10 @@ def test_checkpoints_round_trip(name, tmp_path: Path):
     for seed in range(3):
         learn(whole, seed)
         learn(cut, seed)
-    save_checkpoint(tmp_path / "c", cut, {})
+    identity = Identity("", deciding_settings(RunConfig(dataset="")))
+    save_checkpoint(tmp_path / "c", cut, identity)
     resumed = trainee()
-    load_checkpoint(tmp_path / "c", resumed, {})
+    load_checkpoint(tmp_path / "c", resumed, identity)
     for seed in range(3, 6):
         learn(whole, seed)
         learn(resumed, seed)
@@ -144,8 +145,8 @@ def test_refusals_teach(kind):
     ours.grad = torch.zeros_like(ours)
     with pytest.raises(ConfigError, match=r"dense gradient.*sparse=True"):
         kind([ours]).step()
-    with pytest.raises(ConfigError, match="must be positive, got 0"):
-        kind([ours], lr=0)
+    with pytest.raises(ConfigError, match="must not be negative, got -1"):
+        kind([ours], lr=-1)
     with pytest.raises(ConfigError, match="no closure"):
         kind([ours]).step(lambda: 0.0)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from lcn.config import load_config
 from lcn.data.dataset import Dataset
 from lcn.errors import CheckpointError, ConfigError, TrainingError
 from lcn.evaluate.predict import predict_logits
-from lcn.train import RunConfig, open_run, train
-from lcn.train.checkpoint import load_weights
+from lcn.train import RunConfig, open_run, saved_predictions, train
+from lcn.train.checkpoint import find_checkpoint, load_weights
 
 
 def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
@@ -143,7 +144,9 @@ def test_refusals_teach(toy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds a run already.*--resume"):
         train(config, tmp_path / "r", progress=False)
     other = config_for(toy, "train.epochs=1", "model.hidden=[8]")
-    with pytest.raises(CheckpointError, match="belongs to another config"):
+    with pytest.raises(
+        CheckpointError, match=r"another config: model\.hidden was \[16\], this run has \[8\]"
+    ):
         train(other, tmp_path / "r", resume=True, progress=False)
     with pytest.raises(CheckpointError, match="not a run folder"):
         open_run(tmp_path)
@@ -157,6 +160,65 @@ def test_refusals_teach(toy: Dataset, tmp_path: Path) -> None:
     bad.write_bytes((tmp_path / "r/best.safetensors").read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot read"):
         load_weights(bad, run.model)
+
+
+def test_a_switch_that_is_new_since_stops_no_resume(toy: Dataset, tmp_path: Path) -> None:
+    train(config_for(toy, "train.epochs=1"), tmp_path / "r", progress=False)
+    path = tmp_path / "r/checkpoint/state.json"
+    state = json.loads(path.read_text())
+    del state["identity"]["settings"]["model"]["products"]
+    path.write_text(json.dumps(state))
+    train(config_for(toy, "train.epochs=2"), tmp_path / "r", resume=True, progress=False)
+    assert json.loads(path.read_text())["progress"]["epoch"] == 2
+    state["identity"]["settings"]["model"]["of_the_future"] = True
+    path.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="does not know"):
+        train(config_for(toy, "train.epochs=3"), tmp_path / "r", resume=True, progress=False)
+
+
+def test_seeds_of_before_and_after_a_switch_can_be_compared(toy: Dataset, tmp_path: Path) -> None:
+    train(config_for(toy, "train.epochs=1"), tmp_path / "r", progress=False)
+    saved = tmp_path / "r/predictions/test.npz"
+    now = open_run(tmp_path / "r").predict("test")
+    replace(now, config="digest of before").save(saved)
+    assert saved_predictions(saved).config == now.config
+    saved.rename(tmp_path / "alone.npz")
+    assert saved_predictions(tmp_path / "alone.npz").config == "digest of before"
+
+
+def test_two_kills_leave_a_checkpoint(toy: Dataset, tmp_path: Path, monkeypatch) -> None:
+    train(config_for(toy, "train.epochs=1"), tmp_path / "r", progress=False)
+    # Killed between two renames: the checkpoint stands under its other name alone ...
+    folder = tmp_path / "r/checkpoint"
+    folder.rename(tmp_path / "r/checkpoint.old")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "checkpoint.partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    # ... and the run that goes on is killed before its first one stands.
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config_for(toy, "train.epochs=2"), tmp_path / "r", resume=True, progress=False)
+    assert find_checkpoint(folder) == tmp_path / "r/checkpoint.old"
+
+
+def test_clipping_counts_the_objectives_parameters(
+    toy: Dataset, tmp_path: Path, monkeypatch
+) -> None:
+    def clipped(name: str, *overrides: str) -> int:
+        counts: list[int] = []
+        monkeypatch.setattr(
+            "torch.nn.utils.clip_grad_norm_", lambda dense, most: counts.append(len(dense))
+        )
+        config = config_for(toy, "train.epochs=1", "train.clip_norm=1.0", *overrides)
+        train(config, tmp_path / name, progress=False)
+        return counts[0]
+
+    plain = clipped("plain", "objectives=[]")
+    assert clipped("more", "objectives=[{name: cl4ctr, weight: 0.1}]") > plain + 20
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(

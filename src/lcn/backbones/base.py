@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -157,6 +157,8 @@ class Backbone(nn.Module, ABC, Generic[StateT]):
     """Whether it ranks rows by item vectors, so that a search table of its own has a use."""
     searches_by_angle: ClassVar[bool] = False
     """Whether the search looks at the direction of item vectors alone."""
+    revision: ClassVar[int] = 0
+    """Raised when a fix changes what the same settings train, as that of an objective."""
 
     width: int
     """W, the width of the interest vector; may be 0."""
@@ -166,6 +168,12 @@ class Backbone(nn.Module, ABC, Generic[StateT]):
     """Weight of `Interest.distillation`."""
     recent_rows: int = 0
     """Newest target-domain items whose mean `Query.recent_CD` must hold; 0: it is not needed."""
+
+    @classmethod
+    def trains_search(cls, config: Any) -> bool:
+        """Whether the click losses move the vectors that it searches with, were they its own."""
+        del config
+        return cls.searches
 
     @abstractmethod
     def encode(self, history: History) -> StateT:

@@ -93,10 +93,16 @@ class Lap(Backbone[LapState]):
         number of the event's context (liked or not, how old), and v ⊙ u: what FISM scores with."""
         search_loss: NonNegativeFloat = 0.0
         """Beyond the paper: weight of a click loss of the complete scope's own, on
-        MLP([CSA ‖ v]), as SIM Soft trains its search."""
+        MLP([CSA ‖ v]), as SIM Soft trains its search. It trains item vectors; with
+        `model.search_table: own` the search's too, through the weights that pool them."""
         distill: NonNegativeFloat = 0.0
         """Beyond the paper: weight of KL(FSA ‖ MSA) + KL(MSA ‖ CSA) over the rows that pass the
         complete scope; the higher level teaches what the lower one should find."""
+
+    @classmethod
+    def trains_search(cls, config: Lap.Config) -> bool:
+        """Through the weights that pool the complete scope, or what it is taught."""
+        return bool(config.use_csa_output or config.search_loss or config.distill)
 
     def __init__(self, config: Lap.Config, features: Features) -> None:
         super().__init__()
@@ -122,6 +128,11 @@ class Lap(Backbone[LapState]):
             tied = config.tie_msa_fsa and self.fsa is not None
             self.msa = (
                 self.fsa if tied else TargetAttention(item_width, width, 1, context, output=False)
+            )
+        if config.fism and not context.codes:
+            raise ConfigError(
+                "model.backbone.fism weighs events by context, but context_fields and recency "
+                "leave none; set one of them to its default"
             )
         self.gain_V = nn.Parameter(torch.randn(context.codes) * 0.1) if config.fism else None
         self.search_head = mlp(2 * item_width, (128,)) if config.search_loss else None
@@ -157,15 +168,15 @@ class Lap(Backbone[LapState]):
         """Climb the pyramid."""
         config, whole = self.config, Selection(span_C2=span_C2)
         csa = self._csa_scoring(query)
-        after_csa = (config.k1 if config.use_msa else config.k2) if self._narrows() else 0
+        after_csa = self._passing()
         first = after_csa - self._extra(after_csa)
         complete = whole.pool(state.complete, csa, _op_norm(config.norm_csa), keep=first)
         # With a search table of its own a row is [search ‖ item]: the item is pooled.
-        item_CD = complete.vector_CHD[:, 0, -query.vector_CD.shape[1] :]
-        parts = [self.csa_norm(item_CD)] if config.use_csa_output else []
+        csa_CD = self.csa_norm(complete.vector_CHD[:, 0, -query.vector_CD.shape[1] :])
+        parts = [csa_CD] if config.use_csa_output else []
         search_logit_C = None
         if self.search_head is not None and self.training:
-            search_logit_C = self.search_head(torch.cat([item_CD, query.vector_CD], 1))[:, 0]
+            search_logit_C = self.search_head(torch.cat([csa_CD, query.vector_CD], 1))[:, 0]
         selection = whole
         if after_csa:
             passed_CK = self._joined(complete.kept_CK, state, query, span_C2, after_csa)
@@ -242,12 +253,13 @@ class Lap(Backbone[LapState]):
         k1 = config.k1 or _longest(span_C2)
         csa = self._csa_scoring(query)
         found = (describe_level("complete", state.complete, seen["complete"], csa, k1),)
+        k2 = config.k2 or k1
         if self.msa is not None:
             msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
-            found += (describe_level("median", state.rows, seen["median"], msa, config.k2),)
+            found += (describe_level("median", state.rows, seen["median"], msa, k2),)
         if self.fsa is not None:
             final = self.final_scoring(query)
-            found += (describe_level("focused", state.rows, seen["focused"], final, config.k2),)
+            found += (describe_level("focused", state.rows, seen["focused"], final, k2),)
         return found
 
     def _whole(self, rows: HistoryRows, whole: Selection, query: Query) -> Tensor:
@@ -261,10 +273,12 @@ class Lap(Backbone[LapState]):
         vector_CD = pool.vector_CHD[:, 0] / n_C.sqrt()[:, None]
         return torch.cat([vector_CD, query.vector_CD * vector_CD], 1)
 
-    def _narrows(self) -> bool:
-        """Whether the complete scope passes fewer than all rows to a next level."""
+    def _passing(self) -> int:
+        """Rows that the complete scope passes to a next level; 0: all, or there is none."""
         config = self.config
-        return config.k1 > 0 if config.use_msa else config.use_fsa
+        if config.use_msa:
+            return config.k1
+        return config.k2 if config.use_fsa else 0
 
     def _csa_scoring(self, query: Query, asked_CD: Tensor | None = None) -> Scoring:
         """How the complete scope scores rows: with the candidate, or with `asked_CD`."""
@@ -336,15 +350,25 @@ class Lap(Backbone[LapState]):
             raise ConfigError(
                 "model.backbone.distill needs a level that teaches another: set use_msa or use_fsa"
             )
-        if config.time_bias and not (config.use_csa_output or config.distill):
+        learned = config.use_csa_output or config.distill or config.search_loss
+        if config.time_bias and not learned:
             raise ConfigError(
                 "model.backbone.time_bias is learned through the complete scope's output, which "
                 "use_csa_output: false takes away; set one of them to its default"
             )
-        if config.recent_queries and not self._narrows():
+        passing = self._passing()
+        if config.recent_queries and not self._extra(passing):
+            passed = f"{passing} rows pass it" if passing else "all rows pass it"
             raise ConfigError(
-                "model.backbone.recent_queries picks rows that pass the complete scope, but here "
-                "all rows pass it: set k1 to more than 0, or recent_queries to 0"
+                "model.backbone.recent_queries picks a quarter of the rows that pass the complete "
+                f"scope, but here {passed}: set k{1 if config.use_msa else 2} to 4 or more, or "
+                "recent_queries to 0"
+            )
+        kept = passing or (config.k2 if config.use_msa else 0)
+        if config.fsa_query == "sequence" and config.use_fsa and not kept:
+            raise ConfigError(
+                "model.backbone.fsa_query: sequence asks with each kept row, but here all rows "
+                "reach the focused scope: set k2 to more than 0"
             )
 
     def _focused(self, rows: HistoryRows, selection: Selection, query: Query) -> Tensor:

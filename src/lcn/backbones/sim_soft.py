@@ -73,6 +73,11 @@ class SimSoft(Backbone[SimSoftState]):
         context: Context = "all"
         """What the attention sees beside the item; `recency` (the time gap) is the paper."""
 
+    @classmethod
+    def trains_search(cls, config: SimSoft.Config) -> bool:
+        """Through the search loss alone."""
+        return config.alpha > 0
+
     def __init__(self, config: SimSoft.Config, features: Features) -> None:
         super().__init__()
         self.config = config

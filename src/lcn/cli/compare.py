@@ -45,16 +45,16 @@ def compare(  # one parameter per option
 
     from lcn.evaluate.compare import compare as compare_runs
     from lcn.evaluate.compare import group_runs
-    from lcn.evaluate.predictions import load_predictions
     from lcn.evaluate.results import result_of
     from lcn.evaluate.tables import (
         combined_json,
         differences_table,
         results_table,
     )
+    from lcn.train import saved_predictions
 
     paths = [_predictions(path) for path in (reference, *others)]
-    groups = group_runs([load_predictions(path) for path in paths])
+    groups = group_runs([saved_predictions(path) for path in paths])
     if len(groups) == 1:
         raise DataError(
             f"all of them are of one run, {groups[0][0].run!r}; give predictions of another run "

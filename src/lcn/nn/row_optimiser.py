@@ -46,8 +46,8 @@ class _RowOptimiser(torch.optim.Optimizer, ABC):
     """Walks over the parameters; a subclass says what happens to a row."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, defaults: State) -> None:
-        if lr <= 0:
-            raise ConfigError(f"the learning rate of a table must be positive, got {lr}")
+        if lr < 0:
+            raise ConfigError(f"the learning rate of a table must not be negative, got {lr}")
         super().__init__(parameters, {"lr": lr, **defaults})
         self._place: dict[int, NDArray[np.int32]] = {}
 

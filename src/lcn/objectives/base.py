@@ -96,6 +96,9 @@ class Objective(nn.Module, ABC):
     """The paper."""
     assumes: ClassVar[str]
     """What it needs of the data."""
+    revision: ClassVar[int] = 0
+    """Raised when a fix changes what the same settings train: experiments do not take runs of
+    before for runs of now."""
     weight: float
     """λ in L = L_CTR + Σ λ L."""
 

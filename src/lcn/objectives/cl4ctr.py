@@ -16,8 +16,8 @@ from lcn.config import Config as BaseConfig
 from lcn.config import Share
 from lcn.data.batch import Rows
 from lcn.errors import ConfigError
+from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import unit
 from lcn.objectives.draw import pick_one, uniform
 from lcn.objectives.encoder import EncoderConfig, Transformer
 from lcn.objectives.stream import newest_rows

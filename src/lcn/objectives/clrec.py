@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lcn.config import Config as BaseConfig
 from lcn.config import Share
+from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import info_nce, item_key, unit
+from lcn.objectives.contrast import info_nce, item_key
 from lcn.objectives.draw import coins, pick_one
 from lcn.objectives.encoder import EncoderConfig, StreamEncoder
 from lcn.objectives.stream import StreamConfig, merge_stream

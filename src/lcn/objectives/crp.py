@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lcn.config import Config as BaseConfig
 from lcn.data.batch import Rows
+from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import cosine_rows, unit
+from lcn.objectives.contrast import cosine_rows
 from lcn.objectives.draw import below, pick_one
 from lcn.objectives.in_batch import in_batch_contrast
 from lcn.objectives.kinds import index_of, read_values

@@ -18,8 +18,9 @@ from lcn.config import Config as BaseConfig
 from lcn.data.corpus import ItemCorpus
 from lcn.errors import ConfigError
 from lcn.nn.mlp import mlp
+from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import info_nce, item_key, unit
+from lcn.objectives.contrast import info_nce, item_key
 from lcn.objectives.draw import below
 from lcn.schema import DOMAINS
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lcn.errors import CheckpointError
+from lcn.train.config import RunConfig, deciding_settings
 
 
 class UnusableCheckpointError(CheckpointError):
@@ -62,13 +64,23 @@ class Trainee:
     progress: Progress = field(default_factory=Progress)
 
 
-def save_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a checkpoint belongs to."""
+
+    dataset: str
+    """Fingerprint."""
+    settings: dict[str, Any]
+    """Of `config.deciding_settings`."""
+
+
+def save_checkpoint(folder: Path, trainee: Trainee, identity: Identity) -> None:
     """Write a checkpoint atomically, replacing an older one of the same name.
 
     Args:
         folder: where it shall stand.
         trainee: what to save.
-        identity: what a resuming run must agree with (dataset fingerprint, config digest).
+        identity: what a resuming run must agree with.
 
     Raises:
         CheckpointError: it cannot be written (disk full, say); an older checkpoint is still whole.
@@ -81,7 +93,7 @@ def save_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) ->
             raise
 
 
-def _write_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
+def _write_checkpoint(folder: Path, trainee: Trainee, identity: Identity) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -95,14 +107,15 @@ def _write_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) 
     random = {"global": torch.get_rng_state(), "objectives": trainee.generator.get_state()}
     save_file(random, partial / "random.safetensors")
     state = {
-        "identity": identity,
+        "identity": asdict(identity),
         "progress": asdict(trainee.progress),
         "optimisers": scalars,
     }
     (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        # Not before: where a kill left nothing but `old`, that is the only checkpoint.
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -116,7 +129,7 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
+def load_checkpoint(folder: Path, trainee: Trainee, identity: Identity) -> None:
     """Restore everything in place, global random state included.
 
     Raises:
@@ -133,18 +146,12 @@ def load_checkpoint(folder: Path, trainee: Trainee, identity: dict[str, str]) ->
         ) from error
 
 
-def _restore(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
+def _restore(folder: Path, trainee: Trainee, identity: Identity) -> None:
     try:
         state = json.loads((folder / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"cannot read checkpoint {folder}: {error}") from error
-    for name, expected in identity.items():
-        got = state["identity"].get(name)
-        if got != expected:
-            raise CheckpointError(
-                f"checkpoint {folder} belongs to another {name} ({got}, this run has {expected}); "
-                "start a new run folder, or go back to that one's settings"
-            )
+    _check_identity(folder, state["identity"], identity)
     for name, module in trainee.modules.items():
         load_weights(folder / f"{name}.safetensors", module)
     for number, optimiser in enumerate(trainee.optimisers):
@@ -154,6 +161,42 @@ def _restore(folder: Path, trainee: Trainee, identity: dict[str, str]) -> None:
     torch.set_rng_state(random["global"])
     trainee.generator.set_state(random["objectives"])
     trainee.progress = Progress(**state["progress"])
+
+
+def _check_identity(folder: Path, found: dict[str, Any], identity: Identity) -> None:
+    """Refuse a checkpoint of other data or settings, naming the first setting that differs."""
+    if found["dataset"] != identity.dataset:
+        raise CheckpointError(
+            f"checkpoint {folder} belongs to another dataset ({found['dataset']}, this run has "
+            f"{identity.dataset}); start a new run folder, or go back to that dataset"
+        )
+    # Read as the present code reads it: a switch that is new since has its default.
+    try:
+        read = RunConfig.model_validate({**found["settings"], "dataset": ""})
+    except ValidationError as error:
+        raise CheckpointError(
+            f"checkpoint {folder} has settings that this program does not know ({error}); start a "
+            "new run folder"
+        ) from error
+    differs = first_difference(deciding_settings(read), identity.settings)
+    if differs is not None:
+        name, before, now = differs
+        raise CheckpointError(
+            f"checkpoint {folder} belongs to another config: {name} was {before!r}, this run has "
+            f"{now!r}; start a new run folder, or go back to that setting"
+        )
+
+
+def first_difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The dotted name of the first setting that differs, with both values; None if none does."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (name, before, now)
+    for key in dict.fromkeys((*before, *now)):
+        inner = f"{name}.{key}" if name else key
+        found = first_difference(before.get(key), now.get(key), inner)
+        if found is not None:
+            return found
+    return None
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
@@ -237,7 +280,13 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses tensors that share memory (tied projections); each gets its own bytes.
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    own, seen = {}, set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        whole = tensor.detach().contiguous()
+        own[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return own
 
 
 def _split_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -245,7 +294,7 @@ def _split_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], d
     for index, entries in optimiser.state_dict()["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value.detach().clone().contiguous()
+                tensors[f"{index}.{key}"] = value.detach().contiguous()
             else:
                 plain[f"{index}.{key}"] = value
     return tensors, plain

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from lcn.backbones import BACKBONES
 from lcn.config import Config
 from lcn.data.loader import BatchConfig
 from lcn.model import ModelConfig
@@ -80,6 +81,11 @@ class RunConfig(Config):
                 "model.stop_gradient: main without objectives leaves item vectors untrained; add "
                 "an objective (crp) or set it to none"
             )
+        if self.model.stop_gradient == "main" and getattr(self.model.backbone, "search_loss", 0):
+            raise ValueError(
+                "model.backbone.search_loss trains item vectors, which model.stop_gradient: main "
+                "leaves to the objectives; set one of them to its default"
+            )
         return self
 
     @model_validator(mode="after")
@@ -111,6 +117,32 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _own_search_vectors_learn(self) -> RunConfig:
+        model, backbone = self.model, self.model.backbone
+        learnt = (
+            BACKBONES[backbone.name].trains_search(backbone)
+            or (self.objectives and model.stop_gradient != "objective")
+            or self.item_vectors_from
+        )
+        if model.search_table == "own" and not learnt:
+            raise ValueError(
+                f"model.search_table: own with the backbone {backbone.name} as it is set searches "
+                "with vectors that nothing trains; add an objective (crp), set item_vectors_from, "
+                "or share the table"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recent_items_are_read(self) -> RunConfig:
+        wanted = getattr(self.model.backbone, "recent_queries", 0)
+        if wanted > self.batch.short:
+            raise ValueError(
+                f"model.backbone.recent_queries: {wanted} of the newest target-domain items, but a "
+                f"short-term history holds {self.batch.short}; raise batch.short or ask for fewer"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pretraining_has_something_to_learn(self) -> RunConfig:
         if self.train.pretrain_steps and not self.objectives:
             raise ValueError(
@@ -134,6 +166,17 @@ class RunConfig(Config):
         """`name`, or the backbone and objectives joined by +."""
         parts = [self.model.backbone.name, *(each.name for each in self.objectives)]
         return self.name or " + ".join(parts)
+
+
+def deciding_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what a run's next step is, as a tree (where the data lies, what the
+    run is called and how long it goes on do not)."""
+    tree = config.model_dump(mode="json")
+    for name in ("dataset", "name"):
+        tree.pop(name)
+    for name in ("epochs", "checkpoint_every", "workers"):
+        tree["train"].pop(name)
+    return tree
 
 
 def settings_digest(config: RunConfig) -> str:

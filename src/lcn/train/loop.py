@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -24,6 +23,7 @@ from lcn.evaluate.predict import predict_logits
 from lcn.model import Model
 from lcn.objectives import Objective, Setup, View, build_objective
 from lcn.train.checkpoint import (
+    Identity,
     Trainee,
     find_checkpoint,
     load_checkpoint,
@@ -31,7 +31,7 @@ from lcn.train.checkpoint import (
     save_weights,
     unwritable,
 )
-from lcn.train.config import RunConfig
+from lcn.train.config import RunConfig, deciding_settings
 from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
@@ -89,7 +89,7 @@ def train(
         torch.set_num_threads(config.train.threads)
     dataset = open_dataset(config.dataset, lifelong=config.lifelong_domain)
     _check_monitor(config.train.monitor, dataset)
-    identity = {"dataset": dataset.manifest.fingerprint, "config": _digest(config)}
+    identity = Identity(dataset.manifest.fingerprint, deciding_settings(config))
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
     model.check(dataset)
@@ -129,7 +129,7 @@ class _Loop:
     trainee: Trainee
     log: MetricLog
     bar: TrainingBar
-    identity: dict[str, str]
+    identity: Identity
     samples: int = 0
     training_s: float = 0.0
     waiting_s: float = 0.0
@@ -267,7 +267,8 @@ class _Loop:
         if train.clip_norm:
             dense = [
                 parameter
-                for parameter in self.model.parameters()
+                for module in self.trainee.modules.values()
+                for parameter in module.parameters()
                 if parameter.grad is not None and not parameter.grad.is_sparse
             ]
             torch.nn.utils.clip_grad_norm_(dense, train.clip_norm)
@@ -382,13 +383,3 @@ def _check_monitor(monitor: str, dataset: Dataset) -> None:
         f"{'auc or ' if monitor == 'gauc' else ''}log_loss, or prepare the dataset with another "
         "split"
     )
-
-
-def _digest(config: RunConfig) -> str:
-    """A short name of all settings that decide the result (where the data lies does not)."""
-    tree = config.model_dump(mode="json")
-    tree.pop("dataset")
-    tree.pop("name")
-    for name in ("epochs", "checkpoint_every", "workers"):
-        tree["train"].pop(name)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

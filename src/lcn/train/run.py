@@ -10,7 +10,7 @@ predictions/<split>/   written by evaluation
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from lcn.config import load_config
 from lcn.data.dataset import Dataset, open_dataset
-from lcn.errors import CheckpointError
+from lcn.errors import CheckpointError, ConfigError
 from lcn.evaluate.predict import predict_logits
-from lcn.evaluate.predictions import Predictions
+from lcn.evaluate.predictions import Predictions, load_predictions
 from lcn.model import Model
 from lcn.schema import Split
 from lcn.train.checkpoint import load_weights
@@ -62,6 +62,25 @@ class Run:
             config=settings_digest(self.config),
             origin=str(self.folder),
         )
+
+
+def saved_predictions(path: Path | str) -> Predictions:
+    """Load predictions; a run's own are those of its settings as the present code reads them.
+
+    The digest in the file is of the day it was written: a switch that is new since is not in it,
+    and seeds of before and after would be taken for runs of different settings.
+
+    Raises:
+        DataError: not such a file.
+    """
+    found = load_predictions(path)
+    config = Path(path).absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        return found
+    try:
+        return replace(found, config=settings_digest(load_config(RunConfig, config)))
+    except ConfigError:
+        return found
 
 
 def open_run(folder: Path | str, dataset: Path | str | None = None) -> Run:
