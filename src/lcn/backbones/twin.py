@@ -54,7 +54,9 @@ class TwinAttention(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ConfigError(f"attention width {width} is not a multiple of {heads} heads")
+            raise ConfigError(
+                f"model.backbone.width {width} is not a multiple of model.backbone.heads {heads}"
+            )
         self.heads, self.context = heads, context
         self.query_BD = nn.Parameter(torch.empty(width, item_width))
         self.key_BD = nn.Parameter(torch.empty(width, item_width))

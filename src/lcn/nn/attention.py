@@ -150,7 +150,10 @@ class TargetAttention(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ConfigError(f"attention width {width} is not a multiple of {heads} heads")
+            raise ConfigError(
+                f"attention width {width} is not a multiple of {heads} heads; see width and heads of "
+                "model.backbone and of model.short"
+            )
         self.heads, self.width, self.context = heads, width, context
         row_width = item_width + context.width
         self.query_BD = nn.Parameter(torch.empty(width, item_width))
