@@ -151,8 +151,8 @@ class TargetAttention(nn.Module):
         super().__init__()
         if width % heads:
             raise ConfigError(
-                f"attention width {width} is not a multiple of {heads} heads; see width and heads of "
-                "model.backbone and of model.short"
+                f"attention width {width} is not a multiple of {heads} heads; see `width` and "
+                "`heads` of model.backbone and of model.short"
             )
         self.heads, self.width, self.context = heads, width, context
         row_width = item_width + context.width
