@@ -88,6 +88,8 @@ def test_resume_takes_the_runs_own_config(toy: Dataset, tmp_path: Path) -> None:
     assert "another config" in resumed.stderr
     resumed = lcn("train", tmp_path / "r", "--resume", "train.epochs=3")
     assert resumed.returncode == 0, resumed.stderr
+    again = lcn("train", tmp_path / "r", "--resume")
+    assert again.returncode == 0 and "nothing was left to train" in again.stdout
 
 
 @pytest.mark.parametrize(

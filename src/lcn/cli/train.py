@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,9 +57,11 @@ def train(
     if as_json:
         click.echo(json.dumps(plain({**asdict(summary), "folder": str(summary.folder)})))
         return
+    trained = not math.isnan(summary.samples_per_s)
+    speed = f"{summary.samples_per_s:,.0f} samples/s" if trained else "nothing was left to train"
     click.echo(
         f"{summary.folder}: best {settings.train.monitor} {summary.best_value:.4f} at step "
-        f"{summary.best_step} of {summary.steps}, {summary.samples_per_s:,.0f} samples/s"
+        f"{summary.best_step} of {summary.steps}, {speed}"
     )
     click.echo(f"next: lcn evaluate {summary.folder}")
 
