@@ -18,7 +18,7 @@ from lcn.errors import ConfigError
 from lcn.model import Model, ModelConfig
 from lcn.recipes import RECIPES
 from lcn.train import RunConfig, train
-from lcn.train.config import TrainConfig
+from lcn.train.config import TrainConfig, refuse_idle_settings
 from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 
@@ -255,13 +255,14 @@ def test_search_vectors_that_nothing_trains_are_refused(name, options, learns, t
     gradients = [parameter.grad for parameter in model.search_item.parameters()]
     assert any(each is not None and each.to_dense().any() for each in gradients) == learns
     tree = {"dataset": "d", "model": model.config.model_dump()}
+    config = RunConfig.model_validate(tree)
     if learns:
-        RunConfig.model_validate(tree)
+        refuse_idle_settings(config)
         return
-    with pytest.raises(ValueError, match="searches with vectors that nothing trains"):
-        RunConfig.model_validate(tree)
-    RunConfig.model_validate({**tree, "objectives": [{"name": "crp"}]})
-    RunConfig.model_validate({**tree, "item_vectors_from": "a-run"})
+    with pytest.raises(ConfigError, match="searches with vectors that nothing trains"):
+        refuse_idle_settings(config)
+    for more in ({"objectives": [{"name": "crp"}]}, {"item_vectors_from": "a-run"}):
+        refuse_idle_settings(RunConfig.model_validate({**tree, **more}))
 
 
 def test_an_item_without_any_known_field_has_no_direction_and_moves_nothing(toy):
@@ -281,8 +282,8 @@ def test_an_item_without_any_known_field_has_no_direction_and_moves_nothing(toy)
 
 def test_settings_that_nothing_would_read_are_refused():
     tree = {"dataset": "d", "model": {"backbone": {"name": "lap", "recent_queries": 30}}}
-    with pytest.raises(ValueError, match=r"a short-term history holds 5; raise batch\.short"):
-        RunConfig.model_validate({**tree, "batch": {"short": 5}})
+    with pytest.raises(ConfigError, match=r"a short-term history holds 5; raise batch\.short"):
+        refuse_idle_settings(RunConfig.model_validate({**tree, "batch": {"short": 5}}))
     tree = {"dataset": "d", "objectives": [{"name": "crp"}]}
     model = {"stop_gradient": "main", "backbone": {"name": "lap", "search_loss": 1.0}}
     with pytest.raises(ValueError, match="search_loss trains item vectors"):

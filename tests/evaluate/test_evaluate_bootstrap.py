@@ -211,6 +211,8 @@ def test_a_p_value_of_one_seed_has_no_floor_that_a_correction_could_not_pass():
     value_RM = generator.normal(0.01, 0.001, (1000, 1))
     clear = spread_of(np.array([0.01]), value_RM, 0.95)
     assert clear.p_value_M[0] < 1e-9
+    beside = spread_of(np.array([-0.01]), value_RM, 0.95)
+    assert beside.p_value_M[0] == pytest.approx(2 / 1001)
     close = spread_of(np.array([0.0015]), value_RM - 0.0085, 0.95)
     side = (value_RM - 0.0085 <= 0).sum()
     assert side and close.p_value_M[0] == pytest.approx(2 * (side + 1) / 1001)

@@ -170,10 +170,23 @@ def test_a_switch_that_is_new_since_stops_no_resume(toy: Dataset, tmp_path: Path
     path.write_text(json.dumps(state))
     train(config_for(toy, "train.epochs=2"), tmp_path / "r", resume=True, progress=False)
     assert json.loads(path.read_text())["progress"]["epoch"] == 2
+    saved = tmp_path / "r/predictions/test.npz"
+    open_run(tmp_path / "r").predict("test").save(saved)
+    train(config_for(toy, "train.epochs=2"), tmp_path / "r", resume=True, progress=False)
+    assert saved.exists()
     state["identity"]["settings"]["model"]["of_the_future"] = True
     path.write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match="does not know"):
         train(config_for(toy, "train.epochs=3"), tmp_path / "r", resume=True, progress=False)
+    del state["identity"]["settings"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="older format"):
+        train(config_for(toy, "train.epochs=3"), tmp_path / "r", resume=True, progress=False)
+    # Started over, the predictions of before are no longer its own.
+    path.unlink()
+    other = config_for(toy, "train.epochs=1", "model.hidden=[8]")
+    train(other, tmp_path / "r", resume=True, progress=False)
+    assert not saved.exists()
 
 
 def test_seeds_of_before_and_after_a_switch_can_be_compared(toy: Dataset, tmp_path: Path) -> None:

@@ -99,8 +99,8 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
 
     The p-value inverts the interval: twice the smaller share of replicates on either side of 0,
     counting the estimate itself once. Where none is beyond 0 that says no more than 2 / (R + 1),
-    which a correction for many comparisons would make nothing of; there the normal tail of
-    estimate / error counts where it is smaller.
+    which a correction for many comparisons would make nothing of; there, and where the estimate is
+    on the same side, the normal tail of estimate / error counts where it is smaller.
     """
     check_level(level)
     bounds = np.array([(1 - level) / 2, (1 + level) / 2])
@@ -113,7 +113,8 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
         error_M[m] = known_R.std(ddof=1)
         side = min(int((known_R <= 0).sum()), int((known_R >= 0).sum()))
         p_value_M[m] = min(1.0, 2 * (side + 1) / (len(known_R) + 1))
-        if side == 0 and error_M[m]:
+        beyond = np.sign(estimate_M[m]) == np.sign(known_R[0])
+        if side == 0 and beyond and error_M[m]:
             normal = math.erfc(abs(estimate_M[m]) / error_M[m] / math.sqrt(2))
             p_value_M[m] = min(p_value_M[m], normal)
     freedom_M = np.full(len(estimate_M), np.inf)

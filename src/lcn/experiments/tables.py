@@ -113,7 +113,8 @@ def _still_rising(bench: Bench, fitted: Fitted) -> str:
     for config in fitted.runs:
         done, every = bench.store.finished(config), config.train.evaluate_every or 1
         # With `evaluate_every` the steps behind the last look are not judged.
-        rising += done is not None and done.best_step == done.steps // every * every
+        if done is not None:
+            rising += done.best_step == (done.steps // every * every or done.steps)
     return f"{rising} of {len(fitted.runs)}"
 
 

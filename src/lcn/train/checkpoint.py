@@ -170,6 +170,11 @@ def _check_identity(folder: Path, found: dict[str, Any], identity: Identity) -> 
             f"checkpoint {folder} belongs to another dataset ({found['dataset']}, this run has "
             f"{identity.dataset}); start a new run folder, or go back to that dataset"
         )
+    if "settings" not in found:
+        raise CheckpointError(
+            f"checkpoint {folder} is of an older format, which does not say its settings; start a "
+            "new run folder"
+        )
     # Read as the present code reads it: a switch that is new since has its default.
     try:
         read = RunConfig.model_validate({**found["settings"], "dataset": ""})

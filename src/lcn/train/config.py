@@ -11,6 +11,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_valida
 from lcn.backbones import BACKBONES
 from lcn.config import Config
 from lcn.data.loader import BatchConfig
+from lcn.errors import ConfigError
 from lcn.model import ModelConfig
 from lcn.objectives import ObjectiveConfig
 from lcn.schema import Domain
@@ -117,32 +118,6 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _own_search_vectors_learn(self) -> RunConfig:
-        model, backbone = self.model, self.model.backbone
-        learnt = (
-            BACKBONES[backbone.name].trains_search(backbone)
-            or (self.objectives and model.stop_gradient != "objective")
-            or self.item_vectors_from
-        )
-        if model.search_table == "own" and not learnt:
-            raise ValueError(
-                f"model.search_table: own with the backbone {backbone.name} as it is set searches "
-                "with vectors that nothing trains; add an objective (crp), set item_vectors_from, "
-                "or share the table"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _recent_items_are_read(self) -> RunConfig:
-        wanted = getattr(self.model.backbone, "recent_queries", 0)
-        if wanted > self.batch.short:
-            raise ValueError(
-                f"model.backbone.recent_queries: {wanted} of the newest target-domain items, but a "
-                f"short-term history holds {self.batch.short}; raise batch.short or ask for fewer"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _pretraining_has_something_to_learn(self) -> RunConfig:
         if self.train.pretrain_steps and not self.objectives:
             raise ValueError(
@@ -166,6 +141,32 @@ class RunConfig(Config):
         """`name`, or the backbone and objectives joined by +."""
         parts = [self.model.backbone.name, *(each.name for each in self.objectives)]
         return self.name or " + ".join(parts)
+
+
+def refuse_idle_settings(config: RunConfig) -> None:
+    """Refuse settings that training would not use; a run that was trained so can still be opened.
+
+    Raises:
+        ConfigError: an own search table that nothing trains, or recent items that nothing reads.
+    """
+    model, backbone = config.model, config.model.backbone
+    learnt = (
+        BACKBONES[backbone.name].trains_search(backbone)
+        or (config.objectives and model.stop_gradient != "objective")
+        or config.item_vectors_from
+    )
+    if model.search_table == "own" and not learnt:
+        raise ConfigError(
+            f"model.search_table: own with the backbone {backbone.name} as it is set searches with "
+            "vectors that nothing trains; add an objective (crp), set item_vectors_from, or share "
+            "the table"
+        )
+    wanted = getattr(backbone, "recent_queries", 0)
+    if wanted > config.batch.short:
+        raise ConfigError(
+            f"model.backbone.recent_queries: {wanted} of the newest target-domain items, but a "
+            f"short-term history holds {config.batch.short}; raise batch.short or ask for fewer"
+        )
 
 
 def deciding_settings(config: RunConfig) -> dict[str, Any]:

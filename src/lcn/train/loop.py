@@ -31,7 +31,7 @@ from lcn.train.checkpoint import (
     save_weights,
     unwritable,
 )
-from lcn.train.config import RunConfig, deciding_settings
+from lcn.train.config import RunConfig, deciding_settings, refuse_idle_settings
 from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
@@ -78,12 +78,14 @@ def train(
         after_step: called with the step number after each step (for tests and tools).
 
     Raises:
-        ConfigError: the folder holds a run already, or this machine has no such device.
+        ConfigError: the folder holds a run already, this machine has no such device, or settings
+            that nothing would use.
         CheckpointError: its checkpoint is of another config or dataset (then
             `UnusableCheckpointError`), or one cannot be written.
         TrainingError: the loss is not finite; parameters are those before that step.
     """
     folder = Path(folder)
+    refuse_idle_settings(config)
     _check_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -109,6 +111,10 @@ def train(
     elif (folder / "metrics.jsonl").exists() and not resume:
         raise ConfigError(f"{folder} holds a run already; choose another folder or --resume it")
     with unwritable(folder):
+        if checkpoint is None:
+            # They are of another training, which these settings would be taken for.
+            for stale in folder.glob("predictions/*.npz"):
+                stale.unlink()
         write_setup(folder, config, dataset.manifest.fingerprint)
     log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
     with TrainingBar(progress, label or config.title) as bar:
