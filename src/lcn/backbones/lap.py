@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,14 +18,14 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from lcn.backbones.base import Backbone, Features, History, Interest, Level, Query, describe_level
-from lcn.backbones.pyramid import divergence, unite
+from lcn.backbones.pyramid import teach_down, unite, whole_history
+from lcn.backbones.seen import SeenContext
 from lcn.config import Config as BaseConfig
-from lcn.errors import ConfigError, nearest
+from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.nn.mlp import mlp
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Scoring
 from lcn.ops.reference import rows_of_span, score_rows
-from lcn.schema import Field
 
 PyramidNorm = Literal["softmax", "mean", "raw", "raw_ln"]
 
@@ -111,12 +111,9 @@ class Lap(Backbone[LapState]):
         width, item_width = config.width, features.item_width
         self.recent_rows, self.distill_weight = config.recent_queries, config.distill
         self.time_bias_V = nn.Parameter(torch.zeros(RECENCY_BUCKETS)) if config.time_bias else None
-        places, fields = _chosen_fields(features, config.context_fields)
-        self._places = None if len(fields) == len(features.event_context) else places
-        sizes = [field.size for field in features.event_context]
-        self._shift = [sum(sizes[:place]) for place in places], [field.size for field in fields]
+        self._seen = SeenContext(features.event_context, config.context_fields)
         context = ContextTable(
-            fields, features.context_width, recency=config.recency, std=features.init_std
+            self._seen.fields, features.context_width, recency=config.recency, std=features.init_std
         )
         self.fsa = (
             TargetAttention(item_width, width, config.heads, context, output=False)
@@ -160,7 +157,7 @@ class Lap(Backbone[LapState]):
         """Rows are read as they are; projections are absorbed into the queries."""
         complete = history.for_both(history.rows.without_context())
         only_csa = self.msa is None and self.fsa is None and self.gain_V is None
-        return LapState(complete if only_csa else self._seen(history.rows), complete)
+        return LapState(complete if only_csa else self._seen.of(history.rows), complete)
 
     def attend(
         self, state: LapState, query: Query, span_C2: Tensor, *, levels: bool = False
@@ -197,7 +194,7 @@ class Lap(Backbone[LapState]):
             parts.append(self._focused(state.rows, selection, query))
             seen["focused"] = selection
         if self.gain_V is not None:
-            parts.append(self._whole(state.rows, whole, query))
+            parts.append(whole_history(self.gain_V, state.rows, span_C2, query, config.recency))
         vector_CW = torch.cat(parts, 1) if parts else query.vector_CD[:, :0]
         has_rows_C1 = (span_C2[:, 1] > span_C2[:, 0])[:, None]
         described = self._describe(state, query, seen) if levels else ()
@@ -262,17 +259,6 @@ class Lap(Backbone[LapState]):
             found += (describe_level("focused", state.rows, seen["focused"], final, k2),)
         return found
 
-    def _whole(self, rows: HistoryRows, whole: Selection, query: Query) -> Tensor:
-        """FISM's vector of the whole history, and its product with the candidate."""
-        assert self.gain_V is not None and whole.span_C2 is not None
-        nothing_CHD = torch.zeros_like(query.vector_CD)[:, None]
-        gain_CHV = self.gain_V.expand(len(nothing_CHD), 1, -1).contiguous()
-        time_C = query.time_C if self.config.recency else None
-        pool = whole.pool(rows, Scoring(nothing_CHD, gain_CHV, time_C), "raw")
-        n_C = (whole.span_C2[:, 1] - whole.span_C2[:, 0]).clamp(min=1)
-        vector_CD = pool.vector_CHD[:, 0] / n_C.sqrt()[:, None]
-        return torch.cat([vector_CD, query.vector_CD * vector_CD], 1)
-
     def _passing(self) -> int:
         """Rows that the complete scope passes to a next level; 0: all, or there is none."""
         config = self.config
@@ -291,15 +277,6 @@ class Lap(Backbone[LapState]):
             return query.for_both(Scoring(query_CHD, bias_CHV))
         bias_CHV = self.time_bias_V.expand(len(query_CHD), 1, -1).contiguous()
         return query.for_both(Scoring(query_CHD, bias_CHV, query.time_C))
-
-    def _seen(self, rows: HistoryRows) -> HistoryRows:
-        """The rows with the context fields in use, on an axis of codes of their own."""
-        if self._places is None:
-            return rows
-        before, sizes = self._shift
-        moved = [sum(sizes[:place]) - start for place, start in enumerate(before)]
-        code_TG = rows.code_TG[:, self._places] + rows.code_TG.new_tensor(moved)
-        return replace(rows, code_TG=code_TG)
 
     def _extra(self, passing: int) -> int:
         """How many of the passing rows the second query picks."""
@@ -340,9 +317,7 @@ class Lap(Backbone[LapState]):
             with torch.no_grad():
                 fsa = self.fsa.scoring(query.vector_CD, query.time_C)
                 scored.append(score_rows(rows, row_CN, mask_CN, fsa))
-        pairs = zip(scored[1:], scored[:-1], strict=True)
-        terms = [divergence(teacher, student[:, 0]) for teacher, student in pairs]
-        return torch.stack(terms).sum()
+        return teach_down(scored)
 
     def _check_switches(self) -> None:
         config = self.config
@@ -350,8 +325,7 @@ class Lap(Backbone[LapState]):
             raise ConfigError(
                 "model.backbone.distill needs a level that teaches another: set use_msa or use_fsa"
             )
-        learned = config.use_csa_output or config.distill or config.search_loss
-        if config.time_bias and not learned:
+        if config.time_bias and not self.trains_search(config):
             raise ConfigError(
                 "model.backbone.time_bias is learned through the complete scope's output, which "
                 "use_csa_output: false takes away; set one of them to its default"
@@ -412,20 +386,6 @@ def _best(selection: Selection, rows: HistoryRows, scoring: Scoring, keep: int) 
     kept_CK = selection.pool(rows, scoring, "softmax", keep=keep).kept_CK
     assert kept_CK is not None
     return kept_CK
-
-
-def _chosen_fields(
-    features: Features, names: tuple[str, ...] | None
-) -> tuple[list[int], list[Field]]:
-    """Places and fields of the named event context, in the data's order."""
-    known = [field.name for field in features.event_context]
-    for name in names or ():
-        if name not in known:
-            raise ConfigError(
-                f"the dataset has no event context field {name!r}{nearest(name, known)}"
-            )
-    places = [place for place, name in enumerate(known) if names is None or name in names]
-    return places, [features.event_context[place] for place in places]
 
 
 def _op_norm(norm: PyramidNorm) -> Literal["softmax", "mean", "raw"]:

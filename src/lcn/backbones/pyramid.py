@@ -1,15 +1,57 @@
-"""What the pyramid can do beyond the paper: levels that teach one another, and a second query.
+"""What the pyramid can do beyond the paper: levels that teach one another, a second query, and the
+whole history as one vector.
 
-Shapes: C candidates, N rows, K kept rows, Q rows that a second query adds, D item width.
+Shapes: C candidates, N rows, K kept rows, Q rows that a second query adds, D item width, V context
+codes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lcn import ops
+from lcn.backbones.base import Query
+from lcn.ops import HistoryRows, Scoring
 from lcn.ops.reference import weigh
+
+
+def whole_history(
+    gain_V: Float[Tensor, " V"],
+    rows: HistoryRows,
+    span_C2: Int[Tensor, "C 2"],
+    query: Query,
+    recency: bool,
+) -> Float[Tensor, "C 2D"]:
+    """FISM's vector of the whole history, u = Σ g_j e_j / √n, and its product with the candidate.
+
+    Args:
+        gain_V: what an event's codes add to its weight.
+        rows: the history.
+        span_C2: each candidate's rows.
+        query: the candidates.
+        recency: whether the time between event and request is one of the codes.
+    """
+    nothing_CHD = torch.zeros_like(query.vector_CD)[:, None]
+    gain_CHV = gain_V.expand(len(nothing_CHD), 1, -1).contiguous()
+    scoring = Scoring(nothing_CHD, gain_CHV, query.time_C if recency else None)
+    pool = ops.span_pool(rows, span_C2, scoring, "raw")
+    n_C = (span_C2[:, 1] - span_C2[:, 0]).clamp(min=1)
+    vector_CD = pool.vector_CHD[:, 0] / n_C.sqrt()[:, None]
+    return torch.cat([vector_CD, query.vector_CD * vector_CD], 1)
+
+
+def teach_down(score_CHN: Sequence[Float[Tensor, "C H N"]]) -> Float[Tensor, ""]:
+    """Σ divergence of each level from the one above it.
+
+    Args:
+        score_CHN: each level's scores of the same rows, the lowest level first.
+    """
+    pairs = zip(score_CHN[1:], score_CHN[:-1], strict=True)
+    return torch.stack([divergence(teacher, student[:, 0]) for teacher, student in pairs]).sum()
 
 
 def divergence(
