@@ -113,8 +113,8 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
         error_M[m] = known_R.std(ddof=1)
         side = min(int((known_R <= 0).sum()), int((known_R >= 0).sum()))
         p_value_M[m] = min(1.0, 2 * (side + 1) / (len(known_R) + 1))
-        beyond = np.sign(estimate_M[m]) == np.sign(known_R[0])
-        if side == 0 and beyond and error_M[m]:
+        agrees = np.sign(estimate_M[m]) == np.sign(known_R[0])
+        if side == 0 and agrees and error_M[m]:
             normal = math.erfc(abs(estimate_M[m]) / error_M[m] / math.sqrt(2))
             p_value_M[m] = min(p_value_M[m], normal)
     freedom_M = np.full(len(estimate_M), np.inf)

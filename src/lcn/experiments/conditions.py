@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,12 @@ def run(
 
     Args:
         datasets: not used; the truth must be planted.
-        options: users, seeds, trials.
+        options: users, seeds, trials, `SIZES`.
         root: the results store.
         workers: processes.
         say: told of finished runs.
     """
     del datasets
-    options = replace(options, sizes=options.sizes or SIZES)
     points: list[Point] = []
     seen: dict[Path, _Log] = {}
     for dial, value, config in grid(options):

@@ -52,17 +52,14 @@ class Labelled:
 
 def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
     """Train the pyramid with and without CRP and look at its item vectors."""
-    for domain in DOMAINS:
-        labelled_items(open_dataset(bench.dataset), domain)
+    dataset = open_dataset(bench.dataset)
+    items: dict[Domain, Labelled] = {domain: labelled_items(dataset, domain) for domain in DOMAINS}
     fitted = fit_rows(bench, rows_of_table5(bench.sizes, WITHOUT, WITH), workers=workers, say=say)
     panels: list[Panel] = []
     quality: dict[str, dict[str, list[float]]] = {}
     for each in fitted_ok(fitted):
         quality[each.row.name] = {}
         for number, opened in enumerate(open_runs(bench, each)):
-            items: dict[Domain, Labelled] = {
-                domain: labelled_items(opened.dataset, domain) for domain in DOMAINS
-            }
             _measure(opened, items, quality[each.row.name])
             if number == 0:
                 panels += [

@@ -61,21 +61,8 @@ def run_experiments(
             those that are reported, or some experiments could not be done: those that could are
             saved all the same.
     """
-    for name in names:
-        if name not in EXPERIMENTS:
-            raise ConfigError(f"no experiment is called {name!r}{nearest(name, EXPERIMENTS)}")
-        if not datasets and name not in GENERATED:
-            raise ConfigError(
-                f"experiment {name} needs the folder of a prepared dataset; make one with "
-                "`lcn prepare SOURCE FOLDER`"
-            )
-        if options.rows and name not in TABLES:
-            raise ConfigError(f"--rows chooses rows of a table; {name} takes none")
     options = quick(options) if options.quick else options
-    if options.trials > 1 and options.tuning_seed in options.seeds:
-        raise ConfigError(
-            f"--seeds: {options.tuning_seed} is the seed that settings are chosen on; report others"
-        )
+    _check_asked(names, datasets, options)
     commit()  # read once per process: that of the code as it is now
     wanted: list[tuple[str, Path | None]] = []
     for name in names:
@@ -102,6 +89,23 @@ def run_experiments(
             "what the others found is kept: `lcn experiment report`"
         )
     return records
+
+
+def _check_asked(names: Sequence[str], datasets: Sequence[Path], options: Options) -> None:
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise ConfigError(f"no experiment is called {name!r}{nearest(name, EXPERIMENTS)}")
+        if not datasets and name not in GENERATED:
+            raise ConfigError(
+                f"experiment {name} needs the folder of a prepared dataset; make one with "
+                "`lcn prepare SOURCE FOLDER`"
+            )
+        if options.rows and name not in TABLES:
+            raise ConfigError(f"--rows chooses rows of a table; {name} takes none")
+    if options.trials > 1 and options.tuning_seed in options.seeds:
+        raise ConfigError(
+            f"--seeds: {options.tuning_seed} is the seed that settings are chosen on; report others"
+        )
 
 
 def quick(options: Options) -> Options:
@@ -206,9 +210,9 @@ def _generated(  # the two experiments that make their own logs
 
     started = time.monotonic()
     module = {"conditions": conditions, "questions": questions}[name]
-    finding = module.run(datasets, options, root, workers, say)
     if name == "conditions":
         options = replace(options, sizes=options.sizes or conditions.SIZES)
+    finding = module.run(datasets, options, root, workers, say)
     record = with_origin(name, finding, None, call, time.monotonic() - started, options, root)
     if not options.finished:
         _refuse_untrained(record)

@@ -134,6 +134,7 @@ class _Schedule:
         self._queue: list[_Wanted] = []
 
     def run(self, rows: Sequence[Row]) -> tuple[Fitted, ...]:
+        """Tune and train the rows, until each is done or known to fail."""
         options = self._bench.options
         pursuits = []
         per_row = len(options.seeds) + (options.trials if options.trials > 1 else 0)

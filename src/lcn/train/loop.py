@@ -98,9 +98,7 @@ def train(
     checkpoint = find_checkpoint(folder / "checkpoint") if resume else None
     if config.item_vectors_from and checkpoint is None:
         take_item_vectors(Path(config.item_vectors_from), model, dataset.manifest.fingerprint)
-    setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
-    objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
-    objectives.to(config.train.device)
+    objectives = _build_objectives(config, dataset)
     trainee = Trainee(
         modules={"model": model, "objectives": objectives},
         optimisers=build_optimisers([model, objectives], config.train),
@@ -110,12 +108,7 @@ def train(
         load_checkpoint(checkpoint, trainee, identity)
     elif (folder / "metrics.jsonl").exists() and not resume:
         raise ConfigError(f"{folder} holds a run already; choose another folder or --resume it")
-    with unwritable(folder):
-        if checkpoint is None:
-            # They are of another training, which these settings would be taken for.
-            for stale in folder.glob("predictions/*.npz"):
-                stale.unlink()
-        write_setup(folder, config, dataset.manifest.fingerprint)
+    _set_up(folder, config, dataset, afresh=checkpoint is None)
     log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
     with TrainingBar(progress, label or config.title) as bar:
         try:
@@ -123,6 +116,21 @@ def train(
             return loop.run(after_step or (lambda step: None))
         finally:
             log.close()
+
+
+def _build_objectives(config: RunConfig, dataset: Dataset) -> torch.nn.ModuleList:
+    setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
+    objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
+    return objectives.to(config.train.device)
+
+
+def _set_up(folder: Path, config: RunConfig, dataset: Dataset, *, afresh: bool) -> None:
+    with unwritable(folder):
+        if afresh:
+            # They are of another training, which these settings would be taken for.
+            for stale in folder.glob("predictions/*.npz"):
+                stale.unlink()
+        write_setup(folder, config, dataset.manifest.fingerprint)
 
 
 @dataclass(slots=True)

@@ -97,6 +97,7 @@ class _Job:
         self.reader = Reader(self.engine, self.mapping, self.base, self.folder, self.watch)
 
     def run(self) -> Manifest:
+        """Read, number, sort, count and write, one stage after another."""
         engine = self.engine
         self._check_names()
         read = self.reader.read()
