@@ -22,7 +22,7 @@ from objective_bench import (
 
 from lcn.errors import ConfigError
 from lcn.objectives.contrast import unit
-from lcn.objectives.crp import Pairs, chance_level, draw_negatives, draw_pairs
+from lcn.objectives.crp import Pairs, draw_negatives, draw_pairs
 
 TAU = 0.3
 
@@ -254,11 +254,6 @@ def test_warm_up_rises_linearly(toy):
     full = loss_of(crp, model, batch, step=100).item()
     rises = [loss_of(crp, model, batch, step=step).item() / full for step in range(6)]
     assert rises == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
-
-
-def test_chance_level():
-    assert chance_level(7, "infonce") == pytest.approx(math.log(8))
-    assert chance_level(7, "paper") == pytest.approx(math.log(7))
 
 
 def test_an_item_is_no_negative_of_itself_in_the_paper_form(toy, monkeypatch):

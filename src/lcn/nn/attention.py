@@ -55,10 +55,6 @@ class ContextTable(nn.Module):
         """Length of the V axis."""
         return len(self.embedding_VE)
 
-    def offsets(self, fields: int) -> Tensor:
-        """First code of each of the first `fields` fields."""
-        return torch.tensor([sum(self.sizes[:i]) for i in range(fields)], dtype=torch.int32)
-
     def dot(self, query_CHGE: Float[Tensor, "C H G E"]) -> Float[Tensor, "C H V"]:
         """Inner product of every code's embedding with the query part of its field."""
         parts = zip(query_CHGE.unbind(2), self.embedding_VE.split(self.sizes), strict=True)

@@ -7,7 +7,6 @@ Shapes: U users, L places of a short-term history, V users with a positive pair,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -224,11 +223,6 @@ def draw_negatives(
         _item_at(a_UL, pick_one(a_UL >= 0, generator)),
         _item_at(b_UL, pick_one(b_UL >= 0, generator)),
     )
-
-
-def chance_level(negatives: int, form: Literal["paper", "anchored", "infonce"]) -> float:
-    """The loss of vectors that know nothing (all cosines 0): log M, or log(1 + M)."""
-    return math.log(negatives + (form == "infonce"))
 
 
 def _item_at(item_UL: Tensor, place_U: Tensor) -> Tensor:

@@ -72,11 +72,6 @@ class Catalogue:
         """Address of a user, 0 when not known."""
         return self._user.get(key, 0)
 
-    def user_keys(self, prefix: str, count: int) -> list[str]:
-        """Known users whose key starts with a text."""
-        found = (key for key in self._user if key.startswith(prefix))
-        return [key for key, _ in zip(found, range(count), strict=False)]
-
     def index(self, group: Group, field: str, value: str | None) -> int:
         """Vocabulary index of a value; 1 (unknown) for none and for new ones."""
         if value is None:

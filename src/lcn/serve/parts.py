@@ -110,13 +110,10 @@ async def _watch(http: Request, job: Job) -> None:
     job.cancelled = True
 
 
-def as_json(body: Any, headers: dict[str, str] | None = None) -> Response:
+def as_json(body: Any) -> Response:
     """A body that orjson can write."""
-    return Response(
-        orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY),
-        media_type="application/json",
-        headers=headers,
-    )
+    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, media_type="application/json")
 
 
 def probabilities(logit_C: np.ndarray) -> list[float]:
