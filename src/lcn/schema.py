@@ -38,6 +38,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lcn.errors import DataError
+from lcn.files import write_whole
 
 SCHEMA_VERSION = 1
 PADDING, UNKNOWN = 0, 1
@@ -119,11 +120,8 @@ class Manifest(_Record):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` atomically: a folder without it is not a dataset."""
-    partial = folder / "manifest.json.partial"
-    partial.write_text(
-        json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-    )
-    partial.replace(folder / "manifest.json")
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+    write_whole(folder / "manifest.json", text + "\n")
 
 
 def read_manifest(folder: Path | str) -> Manifest:

@@ -284,11 +284,11 @@ def test_a_resume_that_cannot_write_leaves_the_settings(
     train(config, tmp_path / "r", progress=False)
     before = (tmp_path / "r/config.yaml").read_bytes()
 
-    def full(self: Path, text: str, encoding: str | None = None) -> int:
-        self.write_bytes(b"")
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match="No space left"):
         train(config_for(toy, "train.epochs=2"), tmp_path / "r", resume=True, progress=False)
     assert (tmp_path / "r/config.yaml").read_bytes() == before

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lcn.errors import DataError
-from lcn.train.record import write_whole
+from lcn.files import write_whole
 
 Mark = Literal["", "better", "worse", "open", "best", "quoted"]
 Holding = Literal["holds", "does not hold", "open"]

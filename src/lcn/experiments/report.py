@@ -22,8 +22,8 @@ from lcn.experiments.record import (
     Verdict,
     load_record,
 )
+from lcn.files import write_whole
 from lcn.report.page import template_environment, write_page
-from lcn.train.record import write_whole
 
 TITLE = "LCN: the paper's experiments on open data"
 VERDICTS = "what-holds.md"

@@ -25,11 +25,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from lcn.backbones import BACKBONES
 from lcn.backbones.base import Backbone
 from lcn.evaluate.predictions import Predictions, load_predictions
+from lcn.files import write_whole
 from lcn.objectives import OBJECTIVES
 from lcn.objectives.base import Objective
 from lcn.schema import Manifest, Split
 from lcn.train.config import RunConfig, settings_digest
-from lcn.train.record import write_whole
 
 _NOT_RESULT = ("dataset", "name")
 _NOT_RESULT_TRAIN = ("workers", "threads", "checkpoint_every", "log_every")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.experiments.store import making
+from lcn.files import sha256_of
 from lcn.schema import SPLITS, Manifest, write_manifest
 
 
@@ -62,7 +62,7 @@ def _make(opened: Dataset, folder: Path, keep_U: NDArray[np.bool_]) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             np.save(out, np.load(path, mmap_mode="r", allow_pickle=False)[row_N])
             name = f"samples/{split}/{path.name}"
-            checksums[name] = hashlib.sha256(out.read_bytes()).hexdigest()
+            checksums[name] = sha256_of(out)
     count = opened.manifest.count.model_copy(update=counts)
     update = {"count": count, "checksums": checksums}
     manifest: Manifest = opened.manifest.model_copy(update=update)

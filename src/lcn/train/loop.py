@@ -20,6 +20,7 @@ from lcn.data.source_clicks import source_clicks
 from lcn.errors import ConfigError, TrainingError
 from lcn.evaluate.metrics import auc, gauc, log_loss
 from lcn.evaluate.predict import predict_logits
+from lcn.files import write_whole
 from lcn.model import Model
 from lcn.objectives import Objective, Setup, View, build_objective
 from lcn.train.checkpoint import (
@@ -35,7 +36,7 @@ from lcn.train.config import RunConfig, deciding_settings, refuse_idle_settings
 from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
-from lcn.train.record import MetricLog, write_setup, write_whole
+from lcn.train.record import MetricLog, write_setup
 from lcn.train.transfer import take_item_vectors
 
 PRETRAINING_ORDER = 1_000_000

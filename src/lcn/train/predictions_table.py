@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from lcn.data.names import Names
 from lcn.errors import ConfigError
 from lcn.evaluate.metrics import sigmoid
+from lcn.files import written_whole
 from lcn.schema import Split
 from lcn.train.run import Run
 
@@ -40,11 +41,9 @@ def write_predictions(run: Run, split: Split, path: Path) -> int:
     if path.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{path}: expected a name ending in .parquet or .csv")
     table = predictions_table(run, split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".parquet":
-        pq.write_table(table, partial, compression="zstd")
-    else:
-        pyarrow.csv.write_csv(table, partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        if path.suffix == ".parquet":
+            pq.write_table(table, partial, compression="zstd")
+        else:
+            pyarrow.csv.write_csv(table, partial)
     return table.num_rows
