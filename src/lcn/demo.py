@@ -226,8 +226,7 @@ def data_facts(dataset: Dataset) -> DataFacts:
                 last=last,
             )
         )
-    test = dataset.samples["test"]
-    length_S = np.asarray(test.source_end_S) - dataset.events["source"].offsets_U[test.user_S]
+    length_S = dataset.lengths(dataset.samples["test"])
     low, middle, high = (int(value) for value in np.quantile(length_S, [0.25, 0.5, 0.75]))
     return DataFacts(
         name=manifest.name,

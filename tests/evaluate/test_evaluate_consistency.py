@@ -45,7 +45,7 @@ def test_one_definition_for_every_backbone(name, toy):
     assert 0 <= found.value <= 1 and found.impressions > 10
     assert found.exact == "common" and "heads averaged" in found.caption
     samples = toy.samples["test"]
-    rows_S = np.asarray(samples.source_end_S) - toy.events["source"].offsets_U[samples.user_S]
+    rows_S = toy.lengths(samples)
     rows_S = np.minimum(rows_S, 60)
     enough_S = rows_S >= 10
     assert found.kept_share == pytest.approx(enough_S.mean())
@@ -61,7 +61,7 @@ def test_one_definition_for_every_backbone(name, toy):
 
 def test_impressions_with_too_few_rows_are_left_out(toy):
     samples, model = toy.samples["test"], model_of(toy, "eta")
-    rows_S = np.asarray(samples.source_end_S) - toy.events["source"].offsets_U[samples.user_S]
+    rows_S = toy.lengths(samples)
     rows_S = np.minimum(rows_S, BATCH.lifelong)
     for least in (*np.unique(rows_S)[1::5].tolist(), 60, 61):
         config = CONFIG.model_copy(update={"least": int(least)})

@@ -319,8 +319,7 @@ def eligible(
     """
     samples = dataset.samples[split]
     user_S = np.asarray(samples.user_S)
-    start_S = dataset.events["source"].offsets_U[user_S]
-    rows_S = np.asarray(samples.source_end_S) - start_S
+    rows_S = dataset.lengths(samples)
     if not batch.overlap:
         rows_S = np.maximum(rows_S - batch.short, 0)
     enough = np.flatnonzero(np.minimum(rows_S, batch.lifelong) >= max(least, 1))

@@ -160,8 +160,7 @@ def comparisons(table: Table, names: Sequence[str]) -> tuple[Claim, ...]:
 def history_lengths(config: RunConfig) -> NDArray[np.int64]:
     """length_S: source-domain rows that each test impression's lifelong history holds."""
     dataset = open_dataset(config.dataset, lifelong=config.lifelong_domain)
-    samples, store = dataset.samples["test"], dataset.events["source"]
-    length_S = np.asarray(samples.source_end_S) - store.offsets_U[np.asarray(samples.user_S)]
+    length_S = dataset.lengths(dataset.samples["test"])
     return np.minimum(length_S, config.batch.lifelong).astype(np.int64)
 
 

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 MOST = 4000
 """Items told apart: those with the most responses on training days."""
 RECENT = 500
-"""Newest events of a history that the probe reads."""
+"""Newest events of a history that the probes read."""
 _SHARED_PRIOR = 50.0
 """Shared responses of no correlation that every pair of items starts with."""
 _MEAN_PRIOR = 10.0
@@ -78,8 +78,7 @@ def neighbour_features(dataset: Dataset, likeness: Likeness, split: Split) -> Fl
     item_S = np.where(own_S >= 0, mean_J[own_S], mean_J.mean())
     columns = {}
     for domain, log in likeness.events.items():
-        end_S = np.asarray(rows.source_end_S if domain == "source" else rows.target_end_S)
-        start_S = np.maximum(log.offsets_U[np.asarray(rows.user_S)], end_S - RECENT)
+        start_S, end_S = dataset.histories(rows, domain, RECENT)
         found_S2 = np.zeros((len(rows), 2))
         _score(log.item_E, log.residual_E, start_S, end_S, own_S, likeness.similar_JJ, found_S2)
         columns[domain] = found_S2

@@ -121,8 +121,7 @@ def _on_dataset(
 
     bench = open_bench(seen_dataset(dataset, root, options), root, options)
     opened = open_dataset(bench.dataset)
-    rows = opened.samples["test"]
-    length_S = np.asarray(rows.source_end_S) - opened.events["source"].offsets_U[rows.user_S]
+    length_S = opened.lengths(opened.samples["test"])
     longest = int(np.quantile(length_S, 0.99)) if len(length_S) else 0
     lengths = length_table(longest)
     fields = [field.name for field in opened.manifest.event_context]
