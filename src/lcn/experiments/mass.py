@@ -121,7 +121,8 @@ def spread(score_SH: Tensor, span_C2: Tensor) -> NDArray[np.float64]:
 def _stages(opened: Run, state: object, query: Query) -> Iterator[tuple[str, HistoryRows, Scoring]]:
     backbone = opened.model.backbone
     if isinstance(backbone, Lap):
-        yield from backbone.stage_scorings(state, query)  # type: ignore[arg-type]
+        for name, rows, scoring in backbone.stage_scorings(state, query):  # type: ignore[arg-type]
+            yield f", {name} scope", rows, scoring
         return
     yield "", state.rows, backbone.final_scoring(query)  # type: ignore[attr-defined]
 

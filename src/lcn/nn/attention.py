@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lcn import ops
 from lcn.errors import ConfigError
 from lcn.nn.request_attention import Asked, attend_request
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
+from lcn.ops.reference import rows_of_span
 from lcn.schema import Field
 
 MAX_CODES = 4096
@@ -79,6 +80,13 @@ class Selection:
 
     span_C2: Int[Tensor, "C 2"] | None = None
     kept_CK: Int[Tensor, "C K"] | None = None
+
+    def rows(self) -> tuple[Int[Tensor, "C N"], Bool[Tensor, "C N"]]:
+        """The selected rows, padded, and where there is one."""
+        if self.kept_CK is not None:
+            return self.kept_CK.clamp(min=0), self.kept_CK >= 0
+        assert self.span_C2 is not None
+        return rows_of_span(self.span_C2)
 
     def pool(self, rows: HistoryRows, scoring: Scoring, norm: Norm, keep: int = 0) -> Pool:
         """Pool the selected rows; see `lcn.ops.span_pool`."""
