@@ -40,7 +40,7 @@ from lcn.model import Model, ModelConfig
 from lcn.schema import Manifest
 from lcn.serve.canary import CANARY_TOLERANCE, canary_auc, canary_batch, check_canary, flatten
 from lcn.serve.catalogue import Catalogue
-from lcn.serve.names import Names, read_names
+from lcn.serve.names import NameTables, read_names
 from lcn.train.checkpoint import load_weights
 from lcn.train.run import open_run
 
@@ -115,7 +115,7 @@ class BundleParts:
     manifest: Manifest
     item_IF: np.ndarray
     user_UP: np.ndarray
-    names: Names
+    names: NameTables
     canary: Batch
     trained: Mapping[str, Any]
 
@@ -344,7 +344,7 @@ def _check_finite(folder: Path, model: Model) -> None:
 
 
 def _check_tables(
-    folder: Path, manifest: BundleManifest, tables: dict[str, Tensor], names: Names
+    folder: Path, manifest: BundleManifest, tables: dict[str, Tensor], names: NameTables
 ) -> None:
     """Every index is one that the model has a row for, and every row has a name."""
     for name, fields, named in (

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lcn.data.names import Group
 from lcn.errors import CheckpointError
 from lcn.schema import UNKNOWN, Manifest
-from lcn.serve.names import Group, Names
+from lcn.serve.names import NameTables
 from lcn.serve.store.records import hash_text, hash_texts
 
 Int32 = NDArray[np.int32]
@@ -26,7 +27,7 @@ class Catalogue:
         CheckpointError: two items have the same hash (one chance in 10^13 for a million items).
     """
 
-    def __init__(self, manifest: Manifest, names: Names) -> None:
+    def __init__(self, manifest: Manifest, names: NameTables) -> None:
         self._manifest = manifest
         self._names = names
         self._key_I = names.items["key"]

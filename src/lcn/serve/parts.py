@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 import orjson
 from fastapi import Depends, HTTPException, Request
 from fastapi.routing import APIRoute
@@ -38,8 +37,6 @@ class Parts:
     ready: Callable[[], bool]
     now: Callable[[], int]
     """The time of day, UTC milliseconds."""
-    users: Callable[[str, int], list[str]]
-    """Users to pick from, by prefix."""
 
 
 class FastRoute(APIRoute):
@@ -114,11 +111,3 @@ def as_json(body: Any) -> Response:
     """A body that orjson can write."""
     content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(content, media_type="application/json")
-
-
-def probabilities(logit_C: np.ndarray) -> list[float]:
-    """sigmoid, in double precision."""
-    wide = logit_C.astype(np.float64)
-    return np.where(
-        wide >= 0, 1 / (1 + np.exp(-np.abs(wide))), 1 - 1 / (1 + np.exp(-np.abs(wide)))
-    ).tolist()

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from lcn.errors import StoreError, StoreFullError
 from lcn.schema import Domain
 from lcn.serve.store.records import KNOWN, Packed, Records
 
@@ -89,6 +90,11 @@ class Stored:
     def of(self, domain: Domain) -> Records:
         """Records of one domain."""
         return self.source if domain == "source" else self.target
+
+
+def failed(text: str) -> StoreError:
+    """An error of a store, which is full where the system, or a Redis server, says so."""
+    return (StoreFullError if "No space left" in text else StoreError)(text)
 
 
 @dataclass(frozen=True, slots=True)
