@@ -20,7 +20,7 @@ from lcn.data.batch import Rows
 from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import cosine_rows
-from lcn.objectives.draw import below, pick_one
+from lcn.objectives.draw import below, pick, pick_one
 from lcn.objectives.in_batch import in_batch_contrast
 from lcn.objectives.kinds import index_of, read_values
 from lcn.objectives.stream import newest_rows
@@ -209,7 +209,7 @@ def draw_negatives(
     second_B = (second_UL >= 0).any(1).nonzero()[:, 0]
     if not len(first_A) or not len(second_B):
         return first_A[:0], second_B[:0]
-    user_M = first_A[below(torch.full_like(first_A[:1], len(first_A)).expand(count), generator)]
+    user_M = first_A[pick(count, len(first_A), generator)]
     # Skipping the first user's own place keeps the draw over the others uniform.
     own_M = torch.searchsorted(second_B, user_M)
     is_own_M = second_B[own_M.clamp(max=len(second_B) - 1)] == user_M
