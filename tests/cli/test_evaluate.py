@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from toy import SMALL
 
 from lcn.api import compare, evaluate
 from lcn.cli.compare import compare as compare_command
@@ -13,17 +14,6 @@ from lcn.data.dataset import Dataset
 from lcn.errors import DataError
 from lcn.evaluate.predictions import load_predictions
 from lcn.train import RunConfig, open_run, train
-
-SMALL = (
-    "batch.size=256",
-    "batch.lifelong=30",
-    "batch.short=5",
-    "model.width=8",
-    "model.field_width=8",
-    "model.short={width: 8, heads: 2}",
-    "model.hidden=[16]",
-    "train.epochs=1",
-)
 
 
 def config_for(dataset: Dataset, *overrides: str, k1: int = 12) -> RunConfig:

@@ -3,23 +3,14 @@
 from concurrent.futures import Future
 from pathlib import Path
 
+from toy import SMALL
+
 from lcn.experiments.rows import Sizes
 from lcn.experiments.runner import Workers
 from lcn.experiments.settings import Options
 from lcn.experiments.worker import run_job
 
-TINY = (
-    "model.width=8",
-    "model.field_width=8",
-    "model.short={width: 8, heads: 2}",
-    "model.hidden=[16]",
-    "batch.size=64",
-    "batch.group=4",
-    "batch.lifelong=30",
-    "batch.short=5",
-    "train.epochs=1",
-    "train.patience=9",
-)
+TINY = (*SMALL, "train.patience=9")
 
 
 def tiny(**more) -> Options:

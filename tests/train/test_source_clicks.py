@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killed import check_resumes
-from toy import KINDS, make_toy
+from toy import KINDS, SMALL_LAP, make_toy
 
 from lcn.api import recipe
 from lcn.config import load_config
@@ -19,17 +19,8 @@ from lcn.schema import UNKNOWN, Field, SplitTimes, write_manifest
 from lcn.train import RunConfig, open_run, train
 
 VALIDATION_FROM = 800_000_000
-SMALL = [
-    "batch.size=64",
-    "batch.lifelong=30",
-    "batch.short=5",
-    "batch.group=4",
-    "model.width=8",
-    "model.field_width=8",
-    "model.short={width: 8, heads: 2}",
-    "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}",
-    "model.hidden=[16]",
-    "train.epochs=1",
+SETTINGS = [
+    *SMALL_LAP,
     "train.source_steps=20",
     "train.checkpoint_every=4",
     "train.log_every=1",
@@ -119,7 +110,7 @@ def test_what_comes_after_the_training_days_changes_nothing(told):
 
 
 def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
-    return load_config(RunConfig, None, [f"dataset={dataset.folder}", *SMALL, *overrides])
+    return load_config(RunConfig, None, [f"dataset={dataset.folder}", *SETTINGS, *overrides])
 
 
 def test_source_steps_come_first_and_change_the_model(told, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from killed import check_resumes
+from toy import SMALL_LAP
 
 from lcn.config import load_config
 from lcn.data.dataset import Dataset
@@ -26,17 +27,9 @@ from lcn.train.checkpoint import find_checkpoint, load_weights
 def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
     small = [
         f"dataset={dataset.folder}",
-        "batch.size=64",
-        "batch.lifelong=30",
-        "batch.short=5",
-        "batch.group=4",
-        "model.width=8",
-        "model.field_width=8",
-        "model.short={width: 8, heads: 2}",
-        "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}",
+        *SMALL_LAP,
         "model.embedding.sparse_from=50",
         "model.dropout=0.1",
-        "model.hidden=[16]",
         "objectives=[{name: crp, weight: 0.01}]",
         "train.epochs=3",
         "train.patience=9",
