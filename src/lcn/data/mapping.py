@@ -147,8 +147,8 @@ class Limits(Config):
     earliest: Moment = "1990-01-01"
     """Times before this are rejected as absurd (wrong unit, zero, negative)."""
     latest: Moment | None = None
-    """Times after this are rejected as from the future; default: one day after now at run time
-    is *not* used, since results must not depend on the clock: 2100-01-01."""
+    """Times after this are rejected. Without it 2100-01-01: a fixed date, so that results do not
+    depend on the clock."""
     max_rejected_share: Share = 0.01
     """More rejected rows than this share of any table fails the job."""
     min_count: PositiveInt = 1

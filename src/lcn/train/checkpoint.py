@@ -50,9 +50,9 @@ class Progress:
     finished: bool = False
     """Validation has stopped improving; more epochs would not be used."""
     loss_sum: float = 0.0
-    """Sum of losses since the last metric line ..."""
+    """Sum of the losses since the last metric line."""
     loss_count: int = 0
-    """... and their number."""
+    """Number of the losses since the last metric line."""
 
 
 @dataclass(slots=True)

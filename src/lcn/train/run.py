@@ -1,10 +1,10 @@
 """A run folder, opened: its config, its dataset and its best model.
 
 config.yaml  environment.json  metrics.jsonl  tensorboard/
-checkpoint/            to resume from
-best.safetensors       parameters with the best validation metric
-best.json              that metric, its step and epoch
-predictions/<split>/   written by evaluation
+checkpoint/              to resume from
+best.safetensors         parameters with the best validation metric
+best.json                that metric, its step and epoch
+predictions/<split>.npz  written by evaluation
 """
 
 from __future__ import annotations
