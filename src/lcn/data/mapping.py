@@ -64,9 +64,9 @@ class Events(Source):
     """Column with the time (same unit) at which the event became known; default: its time.
     A history holds only events known strictly before the impression."""
     domain: Literal["source", "target"] | None = None
-    """All rows of this table are of one domain ..."""
+    """The domain of all rows of this table."""
     domain_rule: str | None = None
-    """... or an SQL expression that is true for rows of the target domain."""
+    """Instead of `domain`: an SQL expression that is true for rows of the target domain."""
     event_id: str | None = None
     """Rows with an id seen before are duplicates. Default: equal in every mapped column."""
     context: dict[str, str] = {}

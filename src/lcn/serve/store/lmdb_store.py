@@ -40,9 +40,9 @@ SNAPSHOT_BYTES = 256 << 20
 FORGET_S = 60.0
 """Within so long after a user was removed, logs and snapshot no longer hold the user's events."""
 RETRY_S = 60.0
-"""Between two tries to make a snapshot, where one failed ..."""
+"""From a failed snapshot to the next try."""
 FAILING_S = 10.0
-"""... and where events are refused until one succeeds."""
+"""The same while events are refused until a snapshot succeeds."""
 
 
 class LmdbStore:
