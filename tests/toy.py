@@ -18,14 +18,14 @@ from lcn.data.dataset import Dataset, open_dataset
 from lcn.schema import Count, Field, Manifest, SplitTimes, write_manifest
 
 SMALL = (
-    "batch.size=64",
-    "batch.group=4",
-    "batch.lifelong=30",
-    "batch.short=5",
     "model.width=8",
     "model.field_width=8",
     "model.short={width: 8, heads: 2}",
     "model.hidden=[16]",
+    "batch.size=64",
+    "batch.group=4",
+    "batch.lifelong=30",
+    "batch.short=5",
     "train.epochs=1",
 )
 """Settings of a model that trains on a toy in a second."""
