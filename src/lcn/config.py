@@ -6,6 +6,7 @@ between kinds (which backbone, which objective) is a union discriminated by its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -33,20 +34,25 @@ class Config(BaseModel):
 
 
 def load_config(
-    kind: type[ConfigT], path: Path | str | None = None, overrides: list[str] | None = None
+    kind: type[ConfigT],
+    path: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    start: dict[str, Any] | None = None,
 ) -> ConfigT:
     """Read a config from YAML and apply overrides such as `model.backbone.k1=100`.
 
     Args:
         kind: the config class.
-        path: a YAML file; None starts from the defaults.
+        path: a YAML file; None starts from `start`, if given, else from the defaults.
         overrides: `dotted.key=value` items, values in YAML syntax, later ones win.
+        start: settings as a plain tree; the overrides are written into it.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key (the nearest right one is named),
             or a value of the wrong type.
     """
-    tree: Any = {}
+    tree: Any = start or {}
     if path is not None:
         try:
             tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -56,7 +62,7 @@ def load_config(
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
-    for override in overrides or []:
+    for override in overrides:
         _apply_override(tree, override)
     return parse_config(kind, tree, where=str(path) if path else "config")
 

@@ -94,6 +94,7 @@ def test_resume_takes_the_runs_own_config(toy: Dataset, tmp_path: Path) -> None:
         (["prepare", "nothing.yaml", "out"], 1, "nothing.yaml"),
         (["prepare", "kuairand", "out", "--set", "path=/tmp"], 2, "unknown option 'path'"),
         (["prepare", "kuairand", "out", "--set", "domain=["], 2, "not valid YAML"),
+        (["predict", "nowhere", "out.txt"], 2, ".parquet or .csv"),
         (["evaluate", "r", "--resamples", "1"], 2, "x>=2"),
         (["frobnicate"], 2, "No such command"),
         (["data", "fetch", "movielens"], 2, "movielens-1m"),
@@ -112,7 +113,7 @@ def test_wrong_usage_exits_with_the_right_code_and_says_what_to_do(
 def test_every_command_has_help(command: str) -> None:
     done = lcn(command, "--help")
     assert done.returncode == 0
-    assert "Usage: lcn" in done.stdout
+    assert f"Usage: lcn {command}" in done.stdout
 
 
 def test_help_and_preparation_do_not_import_torch() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lcn.cli.output import result_console, seed_option
-from lcn.schema import SPLITS
+from lcn.cli.output import dataset_option, result_console, seed_option, split_option
+from lcn.schema import Split
 
 if TYPE_CHECKING:
     from lcn.evaluate.readings import ConsistencyRow
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Which samples."
-)
-@click.option("--dataset", help="Where the dataset is now, if it has moved.")
+@split_option()
+@dataset_option
 @click.option("--size", default=50, show_default=True, help="Rows in the exact set.")
 @click.option(
     "--least", default=100, show_default=True, help="Impressions with fewer rows are left out."
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 def consistency(
     runs: tuple[Path, ...],
-    split: str,
+    split: Split,
     dataset: str | None,
     k1: tuple[int, ...],
     as_json: bool,
@@ -50,9 +48,7 @@ def consistency(
 
     config = ConsistencyConfig(**sizes)
     rows = [
-        row
-        for run in runs
-        for row in measure(run, split, config=config, k1=k1, dataset=dataset)  # type: ignore[arg-type]
+        row for run in runs for row in measure(run, split, config=config, k1=k1, dataset=dataset)
     ]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=1))

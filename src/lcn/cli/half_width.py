@@ -9,32 +9,26 @@ from pathlib import Path
 
 import click
 
-from lcn.schema import SPLITS
+from lcn.cli.output import dataset_option, split_option
+from lcn.schema import Split
 
 
 @click.command("half-width")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--split", type=click.Choice(SPLITS), default="validation", show_default=True,
-    help="Which samples.",
-)  # fmt: skip
-@click.option("--dataset", help="Where the dataset is now, if it has moved.")
+@split_option("validation")
+@dataset_option
 @click.option("--keep", default=0, help="Rows compared; 0 takes what the first stage keeps.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def half_width(run: Path, split: str, dataset: str | None, keep: int, as_json: bool) -> None:
+def half_width(run: Path, split: Split, dataset: str | None, keep: int, as_json: bool) -> None:
     """The quality gate of half-width (bfloat16) histories for a trained RUN.
 
     Passes, with exit status 0, when search finds at least 99 % of the rows that it finds in full
     width and AUC changes by at most 0.0001; then model.history_vectors=bfloat16 is safe.
     """
-    from lcn.evaluate.half_width import measure_half_width
+    from lcn.api import half_width as measure
     from lcn.evaluate.tables import plain
-    from lcn.train import open_run
 
-    opened = open_run(run, dataset)
-    found = measure_half_width(
-        opened.model, opened.dataset, split, opened.config.batch, keep=keep  # type: ignore[arg-type]
-    )  # fmt: skip
+    found = measure(run, split, keep=keep, dataset=dataset)
     if as_json:
         tree = plain({**asdict(found), "passed": found.passed})
         click.echo(json.dumps(tree, indent=1))
