@@ -28,7 +28,7 @@ from lcn.experiments.record import (
     TablePanel,
     Verdict,
 )
-from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows, fitted_ok
+from lcn.experiments.runner import Fitted, Workspace, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
 from lcn.schema import DOMAINS, FIRST_VALUE, Domain
@@ -50,16 +50,16 @@ class Labelled:
     label_V: NDArray[np.int64]
 
 
-def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
+def run(workspace: Workspace) -> Finding:
     """Train the pyramid with and without CRP and look at its item vectors."""
-    dataset = open_dataset(bench.dataset)
+    dataset = open_dataset(workspace.dataset)
     items: dict[Domain, Labelled] = {domain: labelled_items(dataset, domain) for domain in DOMAINS}
-    fitted = fit_rows(bench, rows_of_table5(bench.sizes, WITHOUT, WITH), workers=workers, say=say)
+    fitted = fit_rows(workspace, rows_of_table5(workspace.sizes, WITHOUT, WITH))
     panels: list[Panel] = []
     quality: dict[str, dict[str, list[float]]] = {}
     for each in fitted_ok(fitted):
         quality[each.row.name] = {}
-        for number, opened in enumerate(open_runs(bench, each)):
+        for number, opened in enumerate(open_runs(workspace, each)):
             _measure(opened, items, quality[each.row.name])
             if number == 0:
                 panels += [
@@ -77,7 +77,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         ),
         panels=(*panels, _table(over, fitted)),
         verdicts=_verdicts(over),
-        rows=tuple(row_record(bench, each) for each in fitted),
+        rows=tuple(row_record(workspace, each) for each in fitted),
         data=plain(quality),
     )
 

@@ -15,7 +15,7 @@ from lcn.experiments.figures import (
 )
 from lcn.experiments.record import Bar, Cell, ForestPanel, TablePanel, Verdict
 from lcn.experiments.rows import CRP_KNOBS, Row, Sizes
-from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows, fitted_ok
+from lcn.experiments.runner import Fitted, Workspace, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
 from lcn.train.run import Run
@@ -34,14 +34,16 @@ def rows(sizes: Sizes) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
-def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
+def run(workspace: Workspace) -> Finding:
     """Train the systems (those of Table 5 are there already) and measure their consistency."""
-    fitted = fit_rows(bench, rows(bench.sizes), workers=workers, say=say)
+    fitted = fit_rows(workspace, rows(workspace.sizes))
     found: dict[str, list[list[ConsistencyRow]]] = {}
     for each in fitted_ok(fitted):
-        found[each.row.name] = [_measure(bench, opened) for opened in open_runs(bench, each)]
+        found[each.row.name] = [
+            _measure(workspace, opened) for opened in open_runs(workspace, each)
+        ]
     values = _values(found)
-    config = exact_set(bench.sizes)
+    config = exact_set(workspace.sizes)
     facts = [seeds[0][0].consistency for seeds in found.values()]
     kept = facts[0].kept_share if facts else 0.0
     return Finding(
@@ -53,14 +55,14 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         ),
         panels=(_forest(values), _table(found, values, fitted)),
         verdicts=_verdicts(values),
-        rows=tuple(row_record(bench, each) for each in fitted),
+        rows=tuple(row_record(workspace, each) for each in fitted),
         data=plain({name: each.values for name, each in values.items()}),
     )
 
 
-def _measure(bench: Bench, opened: Run) -> list[ConsistencyRow]:
+def _measure(workspace: Workspace, opened: Run) -> list[ConsistencyRow]:
     return consistency_rows(
-        opened.model, opened.dataset, "test", opened.config.batch, exact_set(bench.sizes)
+        opened.model, opened.dataset, "test", opened.config.batch, exact_set(workspace.sizes)
     )
 
 

@@ -13,7 +13,7 @@ from lcn.evaluate.consistency import ConsistencyConfig
 from lcn.experiments import table5
 from lcn.experiments.record import Cell
 from lcn.experiments.rows import Row, Sizes
-from lcn.experiments.runner import Bench, Fitted
+from lcn.experiments.runner import Fitted, Workspace
 from lcn.train.run import Run, open_run
 
 
@@ -58,10 +58,10 @@ def rows_of_table5(sizes: Sizes, *names: str) -> tuple[Row, ...]:
     return tuple(known[name] for name in names)
 
 
-def open_runs(bench: Bench, fitted: Fitted) -> Iterator[Run]:
+def open_runs(workspace: Workspace, fitted: Fitted) -> Iterator[Run]:
     """The trained models of a row, one per seed."""
     for config in fitted.runs:
-        yield open_run(bench.store.run_folder(config), bench.dataset)
+        yield open_run(workspace.store.run_folder(config), workspace.dataset)
 
 
 def exact_set(sizes: Sizes) -> ConsistencyConfig:

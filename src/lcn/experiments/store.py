@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,14 +178,25 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def making(folder: Path) -> Iterator[None]:
-    """Hold the making of a folder that is renamed into place: its lock lies beside it.
+def made_once(folder: Path, make: Callable[[Path], Path]) -> Path:
+    """A dataset that is made if it is missing, whole or not at all; others that want it wait.
 
-    Inside, look again whether it is there: another process may have made it meanwhile.
+    Args:
+        folder: where it goes; the lock lies beside it.
+        make: makes it somewhere in the folder that it is given and returns where.
     """
+    if (folder / "manifest.json").exists():
+        return folder
     with _lock(folder.with_name(f"{folder.name}.lock")):
-        yield
+        # Another process may have made it meanwhile.
+        if not (folder / "manifest.json").exists():
+            work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+            shutil.rmtree(work, ignore_errors=True)
+            made = make(work)
+            shutil.rmtree(folder, ignore_errors=True)
+            made.replace(folder)
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
 
 
 @contextmanager
