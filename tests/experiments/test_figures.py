@@ -137,9 +137,9 @@ def test_the_plane_keeps_clusters_apart():
 
 def test_over_seeds():
     found = over_seeds([0.1, 0.2, 0.3])
-    assert found.mean == pytest.approx(0.2)
+    assert found.estimate == pytest.approx(0.2)
     # t(2, .975) = 4.3027
-    assert found.high - found.mean == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-3)
+    assert found.high - found.estimate == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-3)
     assert np.isnan(over_seeds([0.1]).low)
     assert exact_set(Sizes()).size == 50 and exact_set(Sizes()).least == 100
     assert exact_set(Sizes()).recall_sizes == (10, 20, 50, 100, 200)

@@ -20,6 +20,7 @@ from lcn.data.dataset import Dataset, Samples
 from lcn.evaluate.compare import Difference, compare
 from lcn.evaluate.metrics import sigmoid
 from lcn.evaluate.predictions import Predictions
+from lcn.experiments.expect import LIFT
 from lcn.experiments.neighbours import learn_likeness, neighbour_features
 from lcn.schema import Split
 
@@ -77,7 +78,7 @@ class LogFacts:
         return {
             "source events before an impression (median)": float(self.source_history[2]),
             "target events before an impression (median)": float(self.target_history[2]),
-            "AUC lift of the counting probe": self.probe.lift.difference,
+            LIFT: self.probe.lift.difference,
         }
 
     def numbers(self) -> dict[str, Any]:

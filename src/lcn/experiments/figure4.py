@@ -16,10 +16,17 @@ from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.names import Names
 from lcn.errors import ConfigError, DataError
 from lcn.evaluate.tables import plain
-from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, settle
 from lcn.experiments.clusters import measure_clusters, purity, unit_rows
 from lcn.experiments.facts import category_field
-from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
+from lcn.experiments.figures import (
+    OverSeeds,
+    gap_over_seeds,
+    open_runs,
+    over_seeds,
+    rows_of_table5,
+    seeds_cell,
+)
 from lcn.experiments.record import (
     Cell,
     Cloud,
@@ -200,8 +207,9 @@ def _verdicts(over: dict[str, dict[str, OverSeeds]]) -> tuple[Verdict, ...]:
     for key, with_crp in over[WITH].items():
         if key.endswith("chance"):
             continue
-        pairs = zip(with_crp.values, over[WITHOUT][key].values, strict=True)
-        gap = over_seeds([a - b for a, b in pairs])
-        evidence = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] over {len(gap.values)} seeds"
-        found.append(Claimed(f"CRP raises {key}", over_seeds_gap(gap), evidence))
+        gap = gap_over_seeds(with_crp, over[WITHOUT][key])
+        evidence = (
+            f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] over {len(gap.values)} seeds"
+        )
+        found.append(Claimed(f"CRP raises {key}", gap, evidence))
     return settle(found)

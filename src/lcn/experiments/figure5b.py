@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lcn.evaluate.consistency import sweep_k1
 from lcn.evaluate.tables import plain
-from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, settle
 from lcn.experiments.figures import exact_set, open_runs, over_seeds, rows_of_table5, seeds_cell
 from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel
 from lcn.experiments.rows import Sizes
@@ -43,7 +43,9 @@ def run(workspace: Workspace) -> Finding:
         for name, seeds in found.items()
     }
     labels = [str(size) if size else "all" for size in sizes]
-    shown = [size or bench_longest(workspace, sizes) for size in sizes]
+    longest = max((config.batch.lifelong for each in fitted for config in each.runs), default=0)
+    # "All rows" stands at the longest history, or beyond the largest K1.
+    shown = [size or max(longest, *sizes) for size in sizes]
     return Finding(
         title="Consistency by K1",
         summary=f"The same trained models; K1 other than {workspace.sizes.k1} in measuring alone.",
@@ -54,7 +56,7 @@ def run(workspace: Workspace) -> Finding:
                 ylabel="consistency",
                 lines=tuple(
                     Line(name=name, x=tuple(map(float, shown)),
-                         y=tuple(one.mean for one in each))
+                         y=tuple(one.estimate for one in each))
                     for name, each in points.items()
                 ),
                 note="The last point passes all rows.",
@@ -75,17 +77,11 @@ def run(workspace: Workspace) -> Finding:
     )  # fmt: skip
 
 
-def bench_longest(workspace: Workspace, sizes: tuple[int, ...]) -> int:
-    """Where to draw "all rows": the configured longest history, or beyond the largest K1."""
-    settings = dict(each.split("=", 1) for each in workspace.settings)
-    return max(int(settings.get("batch.lifelong", 500)), *sizes)
-
-
 def _claimed(name: str, seeds: list[list[float]]) -> Claimed:
     """Rising from the smallest K1 to all rows?"""
     gap = over_seeds([seed[-1] - seed[0] for seed in seeds])
     return Claimed(
         f"consistency of {name} rises with K1",
-        over_seeds_gap(gap),
-        f"all rows minus the smallest K1: {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
+        gap,
+        f"all rows minus the smallest K1: {gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
     )

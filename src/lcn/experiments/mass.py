@@ -19,7 +19,7 @@ from lcn.backbones.lap import Lap
 from lcn.data.loader import load_batches
 from lcn.evaluate.consistency import eligible
 from lcn.evaluate.tables import plain
-from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, settle
 from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
 from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel
 from lcn.experiments.runner import Workspace, fit_rows, fitted_ok
@@ -135,7 +135,7 @@ def _claimed(name: str, mass: OverSeeds) -> Claimed:
     gap = over_seeds([value - CLAIMED_MASS for value in mass.values])
     return Claimed(
         f"90 % of the attention lies on 20 % of the events ({name})",
-        over_seeds_gap(gap),
-        f"{mass.mean:.1%} [{mass.low:.1%}, {mass.high:.1%}] of the mass on the strongest 20 %, "
+        gap,
+        f"{mass.estimate:.1%} [{mass.low:.1%}, {mass.high:.1%}] of the mass on the strongest 20 %, "
         f"{len(mass.values)} seeds",
     )

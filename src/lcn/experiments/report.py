@@ -236,7 +236,7 @@ def _picture(panel: Panel) -> str | None:
 def _shown(cell: Cell) -> _Shown:
     sort = "" if cell.value is None else repr(cell.value)
     text = cell.text.replace("-", "−") if cell.value is not None else cell.text
-    return _Shown(text, cell.detail, sort, cell.mark if cell.mark != "quoted" else "quoted")
+    return _Shown(text, cell.detail, sort, cell.mark)
 
 
 def _markdown_panel(panel: Panel) -> list[str]:

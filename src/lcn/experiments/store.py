@@ -30,11 +30,9 @@ from lcn.evaluate.predictions import Predictions, load_predictions
 from lcn.objectives import OBJECTIVES
 from lcn.objectives.base import Objective
 from lcn.schema import Manifest, Split
-from lcn.train.config import RunConfig, settings_digest
+from lcn.train.config import RunConfig, result_settings, settings_digest
 from lcn.train.record import write_whole
 
-_NOT_RESULT = ("dataset", "name")
-_NOT_RESULT_TRAIN = ("workers", "threads", "checkpoint_every", "log_every")
 # Files of before write what is undefined as null.
 _Value = Annotated[float, BeforeValidator(lambda given: math.nan if given is None else given)]
 
@@ -82,16 +80,11 @@ def config_key(
         fingerprint: of the dataset.
         revisions: those that it was trained with; those of the present code by default.
     """
-    tree = config.model_dump(mode="json")
-    for name in _NOT_RESULT:
-        tree.pop(name)
-    for name in _NOT_RESULT_TRAIN:
-        tree["train"].pop(name)
     revisions = revisions_of(config) if revisions is None else revisions
-    told: list[Any] = [tree, fingerprint]
+    deciding: list[Any] = [result_settings(config), fingerprint]
     if revisions:
-        told.append(dict(revisions))
-    text = json.dumps(told, sort_keys=True)
+        deciding.append(dict(revisions))
+    text = json.dumps(deciding, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -169,27 +169,36 @@ def refuse_idle_settings(config: RunConfig) -> None:
         )
 
 
+# Settings of `train` that do not count when configs are compared, by what is asked; where the data
+# lies and what a run is called never count.
+_NOT_STEP = ("epochs", "checkpoint_every", "workers")
+"""May an interrupted run go on with this config? Its next step depends on none of these; `threads`
+and `device` may change its last bits, and `log_every` what a metric line averages."""
+_NOT_ROW = ("seed", "workers", "threads", "device", "checkpoint_every", "log_every")
+"""Are these runs seeds of one row? They may differ in how fast and on what they went."""
+_NOT_RESULT = ("workers", "threads", "checkpoint_every", "log_every")
+"""Is a stored run the one that is wanted? Unlike above, its seed and its device count."""
+
+
 def deciding_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide what a run's next step is, as a tree (where the data lies, what the
-    run is called and how long it goes on do not)."""
-    tree = config.model_dump(mode="json")
-    for name in ("dataset", "name"):
-        tree.pop(name)
-    for name in ("epochs", "checkpoint_every", "workers"):
-        tree["train"].pop(name)
-    return tree
+    """The settings that decide what a run's next step is, as a tree; resuming compares them."""
+    return _settings(config, _NOT_STEP)
+
+
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, as a tree; stored runs are found by them."""
+    return _settings(config, _NOT_RESULT)
 
 
 def settings_digest(config: RunConfig) -> str:
-    """A short name of the settings that seeds of one run share.
-
-    Left out is what may differ between them: names, places, and how fast or on what a run goes.
-    """
-    tree = config.model_dump(mode="json")
-    for name in ("dataset", "name"):
-        tree.pop(name)
-    for name in ("seed", "workers", "threads", "device", "checkpoint_every", "log_every"):
-        tree["train"].pop(name)
+    """A short name of the settings that seeds of one row share."""
+    tree = _settings(config, _NOT_ROW)
     # Each seed may start from a run of its own.
     tree["item_vectors_from"] = bool(config.item_vectors_from)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _settings(config: RunConfig, without: tuple[str, ...]) -> dict[str, Any]:
+    return config.model_dump(
+        mode="json", exclude={"dataset": True, "name": True, "train": set(without)}
+    )
