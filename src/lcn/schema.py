@@ -105,6 +105,9 @@ class Manifest(_Record):
     late_events: bool | None = None
     """Whether some events became known later after their logged time than others: they arrived
     late, or are logged less exactly. Times alone then do not tell who knew what. None: unknown."""
+    known_after: int = 0
+    """Milliseconds from the logged time of any event to when it was known, where all have the same:
+    999 for times in whole seconds, a day's for dates. 0 where `late_events`, and unknown."""
 
     @property
     def fingerprint(self) -> str:

@@ -89,3 +89,10 @@ def test_a_log_that_tells_nothing_has_no_such_probe(tmp_path):
     toy = make_toy(tmp_path / "toy")
     write_manifest(toy.folder, toy.manifest.model_copy(update={"mapping": {}}))
     assert run_neighbours(open_dataset(toy.folder)) is None
+
+
+def test_nothing_is_learnt_where_times_do_not_tell_what_was_known(toy_of_tastes):
+    manifest = toy_of_tastes.manifest
+    assert learn_likeness(toy_of_tastes) is not None
+    write_manifest(toy_of_tastes.folder, manifest.model_copy(update={"late_events": True}))
+    assert learn_likeness(open_dataset(toy_of_tastes.folder)) is None

@@ -19,10 +19,11 @@ from objective_bench import (
     make_view,
     ordinary,
 )
+from pydantic import ValidationError
 
 from lcn.errors import ConfigError
 from lcn.objectives.contrast import unit
-from lcn.objectives.crp import Pairs, draw_negatives, draw_pairs
+from lcn.objectives.crp import LikedConfig, Pairs, draw_negatives, draw_pairs
 
 TAU = 0.3
 
@@ -279,3 +280,9 @@ def test_zero_vectors_have_no_direction_and_no_gradient():
     assert torch.allclose(scaled[1], torch.tensor([0.6, 0.8]))
     (scaled * torch.tensor([1.0, 2.0])).sum().backward()
     assert torch.equal(x.grad[0], torch.zeros(2)) and x.grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("half", [{"field": "kind"}, {"values": ["yes"]}])
+def test_half_a_statement_of_what_is_liked_is_refused(half):
+    with pytest.raises(ValidationError, match="both field and values"):
+        LikedConfig(**half)

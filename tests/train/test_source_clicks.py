@@ -235,3 +235,13 @@ def test_a_mapping_names_a_context_field():
     stated = {"field": "ratings", "clicked": ("5",), "shown": ("1",)}
     with pytest.raises(ValueError, match="rating"):
         Mapping(name="x", events=(events,), impressions=(), responses=stated)
+
+
+def test_labels_known_when_validation_has_begun_are_left_out(told):
+    manifest = told.manifest
+    delay = VALIDATION_FROM // 10
+    write_manifest(told.folder, manifest.model_copy(update={"known_after": delay}))
+    times = source_clicks(open_dataset(told.folder)).time_S
+    everything = source_clicks(told).time_S
+    assert 0 < len(times) < len(everything)
+    assert times.max() + delay < VALIDATION_FROM

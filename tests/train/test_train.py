@@ -99,6 +99,13 @@ def test_a_non_finite_loss_stops_before_the_parameters_change(toy: Dataset, tmp_
     assert all(torch.isfinite(w).all() for w in weights(tmp_path / "r").values())
 
 
+def test_predictions_that_are_not_finite_stop_training(toy: Dataset, tmp_path: Path) -> None:
+    """The last step of an epoch may ruin the parameters: no later loss tells."""
+    config = config_for(toy, "train.learning_rate=1e30", "train.evaluate_every=1", "objectives=[]")
+    with pytest.raises(TrainingError, match="after step 1 are not finite"):
+        train(config, tmp_path / "r", progress=False)
+
+
 def test_early_stopping_keeps_the_best_not_the_last(toy: Dataset, tmp_path: Path) -> None:
     config = config_for(toy, "train.epochs=8", "train.patience=1", "train.learning_rate=0.02")
     summary = train(config, tmp_path / "r", progress=False)

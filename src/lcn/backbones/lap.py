@@ -213,7 +213,8 @@ class Lap(Backbone[LapState]):
         """The real cascade: the median scope's ranking of what the complete scope passes."""
         csa, whole = self._csa_scoring(query), Selection(span_C2=span_C2)
         if self.msa is None or self.fsa is None:
-            return _best(whole, state.complete, csa, keep)
+            kept_CK = _best(whole, state.complete, csa, keep - self._extra(keep))
+            return self._joined(kept_CK, state, query, span_C2, keep)
         selection = whole
         if self.config.k1:
             first = self.config.k1 - self._extra(self.config.k1)
@@ -236,7 +237,13 @@ class Lap(Backbone[LapState]):
         return tuple(found)
 
     def passing(self, k1: int) -> Lap:
-        """The same trained pyramid with another K1, sharing all parameters (Figure 5b)."""
+        """The same trained pyramid with another K1, sharing all parameters (Figure 5b).
+
+        Raises:
+            ConfigError: a pyramid without a median scope, which K1 is the length of.
+        """
+        if self.msa is None:
+            raise ConfigError("K1 is the median scope's, and this model has none (use_msa: false)")
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"k1": k1})
         return other

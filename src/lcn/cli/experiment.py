@@ -119,6 +119,8 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
             "model.backbone.keep",
         ):
             raise click.UsageError(f"--set {setting}: tables set it by row; use --k1 and --k2")
+        if setting.partition("=")[0] == "train.seed":
+            raise click.UsageError(f"--set {setting}: every row has several; use --seeds")
     options = Options(
         seeds=given["seeds"],
         trials=given["trials"],

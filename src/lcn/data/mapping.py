@@ -42,6 +42,17 @@ class Csv(Config):
     null: tuple[str, ...] = ("", "NULL")
     """Texts that mean "no value"."""
 
+    @model_validator(mode="after")
+    def _single_characters(self) -> Csv:
+        if len(self.delimiter) != 1:
+            raise ValueError(
+                f"csv.delimiter must be one character, got {self.delimiter!r}; replace it in the "
+                "files, for example by a tab"
+            )
+        if len(self.quote) > 1:
+            raise ValueError(f"csv.quote must be one character or empty, got {self.quote!r}")
+        return self
+
 
 class Source(Config):
     """A table in one or more files; a folder of files is named by a glob."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcn.data.dataset import Dataset
-from lcn.data.source_clicks import response_labels
+from lcn.data.source_clicks import knows_late, response_labels
 from lcn.schema import DOMAINS, Domain, Split
 
 Floats = NDArray[np.float64]
@@ -55,9 +55,10 @@ class Likeness:
 
 
 def learn_likeness(dataset: Dataset) -> Likeness | None:
-    """Means and correlations of training days; None where the log tells no responses."""
+    """Means and correlations of training days; None where the log tells no responses, or not when
+    they were known."""
     told = response_labels(dataset)
-    if told is None:
+    if told is None or knows_late(dataset.manifest):
         return None
     place, label_V = told
     number_I = _numbered(dataset, place, label_V)
@@ -86,8 +87,8 @@ def neighbour_features(dataset: Dataset, likeness: Likeness, split: Split) -> Fl
 
 
 def _training(dataset: Dataset, domain: Domain) -> NDArray[np.bool_]:
-    time_E = np.asarray(dataset.events[domain].time_E)
-    return time_E < dataset.manifest.split.validation_from
+    known_E = np.asarray(dataset.events[domain].time_E) + dataset.manifest.known_after
+    return known_E < dataset.manifest.split.validation_from
 
 
 def _labels(dataset: Dataset, domain: Domain, place: int, label_V: NDArray) -> NDArray[np.int8]:

@@ -194,7 +194,8 @@ def resolve(row: Row, dataset: str, settings: Sequence[str], sizes: Sizes, *more
         if name in fields
     ]
     width = next((each for each in reversed(settings) if each.startswith("model.width=")), None)
-    if width and "width" in fields:
+    stated = any(each.startswith("model.backbone.width=") for each in settings)
+    if width and "width" in fields and not stated:
         backbone.insert(0, f"model.backbone.width={width.partition('=')[2]}")
     return recipe(
         row.recipe, dataset, *settings, *backbone, *row.overrides, *more, f"name={row.name}"

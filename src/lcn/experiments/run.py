@@ -184,15 +184,16 @@ def keep_fullest(path: Path, record: ExperimentRecord, say: Say | None = None) -
     Returns:
         Whether it was saved.
     """
-    before = _saved_runs(path)
-    now = _runs(record)
-    if not record.rows or now >= max(before, 1):
+    saved = _saved(path)
+    before, now = _runs(saved) if saved else 0, _runs(record)
+    lost = sorted(_named(saved) - _named(record)) if saved else []
+    if not record.rows or (now >= max(before, 1) and not lost):
         save_record(path, record)
         return True
     if before:
         note = (
-            f"not saved: these are {now} runs, and the finding in {path} shows {before}; it stays "
-            "(remove the file to replace it)"
+            f"not saved: these are {now} runs{f' without {lost[0]!r}' if lost else ''}, and the "
+            f"finding in {path} shows {before}; it stays (remove the file to replace it)"
         )
         _tell(note, say)
     return False
@@ -206,11 +207,16 @@ def _runs(record: ExperimentRecord) -> int:
     return sum(len(row.runs) for row in record.rows)
 
 
-def _saved_runs(path: Path) -> int:
+def _named(record: ExperimentRecord) -> set[str]:
+    """Rows that were trained."""
+    return {row.name for row in record.rows if row.runs}
+
+
+def _saved(path: Path) -> ExperimentRecord | None:
     try:
-        return _runs(load_record(path)) if path.exists() else 0
+        return load_record(path) if path.exists() else None
     except DataError:
-        return 0
+        return None
 
 
 def origin_on(workspace: Workspace, call: Call) -> Origin:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
@@ -46,6 +46,12 @@ class LikedConfig(BaseConfig):
     """Empty: all events."""
     values: tuple[str, ...] = ()
     """As in the logs."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> LikedConfig:
+        if bool(self.field) != bool(self.values):
+            raise ValueError("liked needs both field and values, or neither")
+        return self
 
 
 class Crp(Objective):

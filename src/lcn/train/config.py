@@ -24,7 +24,8 @@ class TrainConfig(Config):
     epochs: PositiveInt = 10
     """At most; early stopping usually ends sooner."""
     pretrain_steps: NonNegativeInt = 0
-    """Steps on the objectives alone, at weight 1, before the first epoch and beside its steps."""
+    """Steps on the objectives alone, at weight 1, before the first epoch; they do not count as
+    steps of an epoch."""
     source_steps: NonNegativeInt = 0
     """Click steps on source-domain events as impressions, before the first epoch; the dataset's
     mapping says which are clicks (`responses`)."""
@@ -32,7 +33,8 @@ class TrainConfig(Config):
     """False: objectives are for those first steps only, then clicks alone count."""
     learning_rate: NonNegativeFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
-    """On dense parameters only: decaying a table would touch rows that no batch touched."""
+    """AdamW's, on parameters with dense gradients; tables of `embedding.sparse_from` rows or more
+    have none, since decaying them would touch rows that no batch touched."""
     table_optimiser: Literal["adam", "rowwise_adagrad"] = "adam"
     """Of tables with row-sparse gradients: lazy Adam, or row-wise Adagrad, whose state is one
     number per row and whose learning rate is usually ten times larger."""

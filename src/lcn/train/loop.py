@@ -338,6 +338,11 @@ class _Loop:
         self.bar.validating()
         samples = self.dataset.samples["validation"]
         logit_S = predict_logits(self.model, self.dataset, "validation", self.config.batch)
+        if not np.isfinite(logit_S).all():
+            raise TrainingError(
+                f"training diverged: predictions after step {state.step} are not finite; "
+                "lower train.learning_rate or an objective's weight, or set train.clip_norm"
+            )
         label_S, user_S = np.asarray(samples.label_S), np.asarray(samples.user_S)
         values = {
             "auc": auc(logit_S, label_S),
