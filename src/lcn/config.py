@@ -55,7 +55,7 @@ def load_config(
     tree: Any = start or {}
     if path is not None:
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            tree = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys) or {}
         except OSError as error:
             raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -73,6 +73,19 @@ def parse_config(kind: type[ConfigT], tree: dict[str, Any], where: str = "config
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + _explain(kind, error)) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A key given twice is refused: YAML would keep the last and lose the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[Any]()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def dump_config(config: BaseModel) -> str:
@@ -127,7 +140,11 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
             ]
             lines.append(f"{place}: unknown name {tag!r}{nearest(tag, known)}")
         else:
-            lines.append(f"{place}: {problem['msg']} (got {problem['input']!r})")
+            reason = str(problem["msg"]).removeprefix("Value error, ")
+            # A rule about several settings says itself what it got; the group would fill pages.
+            group = isinstance(problem["input"], dict | BaseModel)
+            got = "" if group else f" (got {problem['input']!r})"
+            lines.append(f"{place}: {reason}{got}" if place else f"{reason}{got}")
     return "; ".join(lines)
 
 

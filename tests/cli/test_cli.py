@@ -95,6 +95,7 @@ def test_resume_takes_the_runs_own_config(toy: Dataset, tmp_path: Path) -> None:
         (["prepare", "kuairand", "out", "--set", "path=/tmp"], 2, "unknown option 'path'"),
         (["prepare", "kuairand", "out", "--set", "domain=["], 2, "not valid YAML"),
         (["predict", "nowhere", "out.txt"], 2, ".parquet or .csv"),
+        (["train", "nowhere", "--resume"], 1, "holds no run to resume"),
         (["evaluate", "r", "--resamples", "1"], 2, "x>=2"),
         (["frobnicate"], 2, "No such command"),
         (["data", "fetch", "movielens"], 2, "movielens-1m"),

@@ -338,3 +338,15 @@ def test_kill_9_at_random_moments_always_resumes(toy: Dataset, tmp_path: Path) -
     train(config, tmp_path / "cut", resume=True, progress=False)
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_folder_takes_one_training_at_a_time(toy: Dataset, tmp_path: Path) -> None:
+    config = config_for(toy, "objectives=[]")
+
+    def start_another(step: int) -> None:
+        if step == 1:
+            with pytest.raises(ConfigError, match="another process is training"):
+                train(config, tmp_path / "r", resume=True, progress=False)
+
+    train(config, tmp_path / "r", progress=False, after_step=start_another)
+    assert train(config, tmp_path / "r", resume=True, progress=False).steps

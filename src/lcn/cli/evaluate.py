@@ -44,7 +44,7 @@ def evaluate(
         click.echo(results_json(rows))
         return
     result_console().print(results_table(rows))
-    if len(runs) > 1:
+    if len(rows) > 1 and len({row.seeds for row in rows}) == 1:
         click.echo(f"next: lcn compare {' '.join(str(run) for run in runs)}")
 
 

@@ -168,7 +168,8 @@ def check_settings(runs: Sequence[Predictions]) -> None:
             raise DataError(
                 f"two models are called {run.run!r}{_origins(known[0], run)}, but their settings "
                 "differ in more than the seed; give one of them another `name` in its config.yaml "
-                "and run `lcn evaluate` on both again"
+                "(`lcn train ... name=NAME` does from the start) and run `lcn evaluate` on both "
+                "again"
             )
 
 

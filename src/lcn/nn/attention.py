@@ -46,8 +46,8 @@ class ContextTable(nn.Module):
             largest = max(fields, key=lambda field: field.size)
             raise ConfigError(
                 f"event context fields have {total} values together, at most {MAX_CODES} are "
-                f"supported: bucket {largest.name!r} ({largest.size} values) or make it an item"
-                " field"
+                f"supported: bucket {largest.name!r} ({largest.size} values), make it an item "
+                "field, or raise limits.min_count of the mapping, and prepare again"
             )
         self.embedding_VE = nn.Parameter(torch.randn(total, width) * std)
 

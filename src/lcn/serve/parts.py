@@ -21,6 +21,7 @@ from lcn.serve.ranker import Job, Ranked, Ranker
 from lcn.serve.registry import Registry, Version
 from lcn.serve.settings import ServeConfig
 from lcn.serve.store.base import BehaviourStore
+from lcn.serve.store.records import time_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,14 @@ def allowed(parts: Parts, scope: Scope) -> Any:
 
 
 async def rank(parts: Parts, http: Request, version: Version, job: Job, limit_ms: float) -> Ranked:
-    """Rank within a deadline counted from the request's arrival; stop when the client leaves."""
+    """Rank within a deadline counted from the request's arrival; stop when the client leaves.
+
+    Raises:
+        HTTPException: 400 for a moment that is not in milliseconds.
+    """
+    earliest = parts.config.earliest_ms
+    if job.moment and time_problem(job.moment, parts.now(), earliest) == "unit":
+        raise HTTPException(400, f"time: UTC milliseconds, got {job.moment}")
     watch = None
     if parts.ranker.admission.pending >= 1:
         watch = asyncio.create_task(_watch(http, job))

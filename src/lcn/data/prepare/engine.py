@@ -125,6 +125,11 @@ def explained(doing: str) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         text = str(error)
+        if "state machine reached an invalid state" in text:
+            raise DataError(
+                f"{doing}: some lines end with CR LF and others with LF; make them alike, for "
+                "example with dos2unix"
+            ) from error
         if any(sign in text for sign in _DISK_FULL):
             raise _disk_full(doing, error) from error
         if isinstance(error, duckdb.OutOfMemoryException):
