@@ -70,3 +70,18 @@ def test_a_config_cannot_be_changed() -> None:
     config = parse_config(RunConfig, {"dataset": "d"})
     with pytest.raises(Exception, match="frozen"):
         config.dataset = "e"  # type: ignore[misc]
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    """YAML would keep the last: a second list of tables would silently replace the first."""
+    path = tmp_path / "c.yaml"
+    path.write_text("dataset: d\nmodel: {width: 8}\nmodel: {dropout: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"line 3: 'model' is given twice"):
+        load_config(RunConfig, path)
+
+
+def test_a_rule_about_a_group_does_not_print_the_group() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(RunConfig, None, ["dataset=d", "train.pretrain_steps=5"])
+    assert "pretrain_steps" in str(refused.value)
+    assert "got" not in str(refused.value) and "Value error" not in str(refused.value)

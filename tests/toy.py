@@ -7,6 +7,7 @@ in the user's source history, with label noise. `signal=False` draws labels at r
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,20 @@ import pyarrow.parquet as pq
 
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.schema import Count, Field, Manifest, SplitTimes, write_manifest
+
+SMALL = (
+    "model.width=8",
+    "model.field_width=8",
+    "model.short={width: 8, heads: 2}",
+    "model.hidden=[16]",
+    "batch.size=64",
+    "batch.group=4",
+    "batch.lifelong=30",
+    "batch.short=5",
+    "train.epochs=1",
+)
+"""Settings of a model that trains on a toy in a second."""
+SMALL_LAP = (*SMALL, "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}")
 
 
 def make_toy(
@@ -88,6 +103,15 @@ def make_toy(
 
 KINDS = {"liked": 2, "loved": 3, "seen": 4, "unsure": 5}
 """Words of the event field `kind`: liked and loved are clicks, seen is none, unsure is neither."""
+
+
+def without_target_history(dataset: Dataset) -> Dataset:
+    """The same impressions of users who have done nothing in the target domain yet."""
+    samples = {
+        split: replace(rows, target_end_S=dataset.histories(rows, "target")[0])
+        for split, rows in dataset.samples.items()
+    }
+    return replace(dataset, samples=samples)
 
 
 def _tell_responses(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the commands do, as functions.
+"""What the commands about data, training and measurement do, as functions.
 
 torch is imported by the functions that need it, so `prepare` stays light.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from lcn.data.cache import cache_home
 from lcn.data.mapping import Mapping, read_mapping
-from lcn.data.sources import SOURCES
+from lcn.data.sources import SOURCES, find_source
 from lcn.errors import ConfigError, DataError, nearest
 from lcn.schema import Manifest, Split
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from lcn.evaluate.compare import PairedDifference
     from lcn.evaluate.consistency import ConsistencyConfig
+    from lcn.evaluate.half_width import HalfWidth
+    from lcn.evaluate.predictions import Predictions
     from lcn.evaluate.readings import ConsistencyRow
     from lcn.evaluate.results import RunResult
     from lcn.train.config import RunConfig
@@ -39,9 +42,7 @@ def fetch(source: str, path: Path | str | None = None) -> Path:
     Raises:
         DataError: unknown name, or it cannot be had; the message says what to do.
     """
-    if source not in SOURCES:
-        raise DataError(f"no source is called {source!r}{nearest(source, SOURCES)}")
-    return SOURCES[source].fetch(cache_home(os.environ), Path(path) if path else None)
+    return find_source(source).fetch(cache_home(os.environ), Path(path) if path else None)
 
 
 def prepare(
@@ -90,12 +91,7 @@ def _mapping_of(
 ) -> tuple[Mapping, Path | None]:
     """The mapping that `prepare` is asked for, and where its relative file names start."""
     if not isinstance(logs, Mapping) and str(logs) in SOURCES:
-        source = SOURCES[str(logs)]
-        known = [option.partition(":")[0] for option in source.options]
-        for name in options:
-            if name not in known:
-                hint = nearest(name, known) if known else "; it has none"
-                raise ConfigError(f"source {logs} has no option {name!r}{hint}")
+        source = find_source(str(logs), options)
         return source.mapping(fetch(str(logs), path), **options), None
     if options or path:
         given = ", ".join([*options, *(["path"] if path else [])])
@@ -125,8 +121,6 @@ def recipe(name: str, dataset: Path | str, *overrides: str) -> RunConfig:
     Raises:
         ConfigError: unknown name or setting (the nearest right one is named), or two datasets.
     """
-    import json
-
     from lcn.config import load_config
     from lcn.recipes import RECIPES
     from lcn.train.config import RunConfig
@@ -140,10 +134,8 @@ def recipe(name: str, dataset: Path | str, *overrides: str) -> RunConfig:
                 f"two datasets are named, {str(dataset)!r} and dataset={folder}; give one of them"
             )
         dataset = folder
-    base = RECIPES[name](str(dataset)).model_dump(mode="json")
-    # A whole config as overrides of the empty one, so that the given overrides merge into it.
-    given = [f"{key}={json.dumps(value)}" for key, value in base.items()]
-    return load_config(RunConfig, None, [*given, *overrides])
+    start = RECIPES[name](str(dataset)).model_dump(mode="json")
+    return load_config(RunConfig, None, overrides, start=start)
 
 
 def train(
@@ -154,11 +146,17 @@ def train(
     Raises:
         LcnError: see `lcn.train.loop.train`.
     """
-    from lcn.train import open_run
     from lcn.train import train as run_training
 
     run_training(config, folder, resume=resume, progress=progress)
     return open_run(folder)
+
+
+def open_run(folder: Path | str, dataset: Path | str | None = None) -> Run:
+    """Open a run's best model; see `lcn.train.run.open_run`."""
+    from lcn.train import open_run
+
+    return open_run(folder, dataset)
 
 
 def evaluate(
@@ -179,7 +177,6 @@ def evaluate(
     """
     from lcn.evaluate.compare import group_runs
     from lcn.evaluate.results import result_of
-    from lcn.train import open_run
 
     folders = [run] if isinstance(run, str | Path) else list(run)
     predictions, validation = [], []
@@ -222,7 +219,6 @@ def consistency(
         ConfigError: the backbone attends to nothing, or has no K1.
     """
     from lcn.evaluate.readings import consistency_rows
-    from lcn.train import open_run
 
     opened = open_run(run, dataset)
     return consistency_rows(
@@ -237,41 +233,88 @@ def consistency(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Systems on the same impressions, and how each other one differs from the first."""
+
+    results: tuple[RunResult, ...]
+    differences: tuple[PairedDifference, ...]
+
+
 def compare(
-    reference: Sequence[Path | str],
-    other: Sequence[Path | str],
-    *,
+    *runs: Path | str,
     split: Split = "test",
+    level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-) -> PairedDifference:
-    """Compare two systems (each one or several seeds) on the same impressions, pair by pair.
+    dataset: Path | str | None = None,
+) -> Comparison:
+    """Compare systems on the same impressions, each with that of the first run, pair by pair.
+
+    Runs that differ in the seed alone are seeds of one system; every system needs the same seeds.
 
     Args:
-        reference: run folders of the system to compare with.
-        other: run folders of the system to judge, with the same seeds.
-        split: which samples.
+        runs: run folders, predicted now where `evaluate` has not, or files of predictions (.npz).
+        split: which samples of run folders.
+        level: coverage of the intervals.
         resamples: bootstrap resamples of users.
-        seed: of the resampling.
+        seed: of the resampling; every comparison sees the same resamples.
+        dataset: where the dataset is now, if it has moved.
+
+    Raises:
+        DataError: one system alone, different models of one name, or runs that cannot be paired.
     """
-    from lcn.evaluate.compare import compare as compare_predictions
-    from lcn.train import open_run, saved_predictions
+    from lcn.evaluate.compare import compare as compare_pair
+    from lcn.evaluate.compare import group_runs
+    from lcn.evaluate.results import result_of
+    from lcn.train import saved_predictions
 
-    def predicted(folder: Path | str) -> Any:
-        saved = Path(folder) / "predictions" / f"{split}.npz"
-        return saved_predictions(saved) if saved.exists() else open_run(folder).predict(split)
+    def predicted(run: Path) -> Predictions:
+        saved = run / "predictions" / f"{split}.npz" if run.is_dir() else run
+        return saved_predictions(saved) if saved.exists() else open_run(run, dataset).predict(split)
 
-    return compare_predictions(
-        [predicted(folder) for folder in reference],
-        [predicted(folder) for folder in other],
-        resamples=resamples,
-        generator=np.random.default_rng(seed),
+    first, *others = group_runs([predicted(Path(run)) for run in runs])
+    if not others:
+        raise DataError(
+            f"all of them are of one run, {first[0].run!r}; give predictions of another run to "
+            "compare it with"
+        )
+
+    def drawn() -> dict[str, Any]:
+        generator = np.random.default_rng(seed)
+        return {"generator": generator, "resamples": resamples, "level": level}
+
+    return Comparison(
+        tuple(result_of(system, **drawn()) for system in (first, *others)),
+        tuple(compare_pair(first, other, **drawn()) for other in others),
     )
 
 
-def predict(run: Path | str, split: Split = "test") -> pa.Table:
+def half_width(
+    run: Path | str,
+    split: Split = "validation",
+    *,
+    keep: int = 0,
+    dataset: Path | str | None = None,
+) -> HalfWidth:
+    """Measure what half-width histories change of a run; see `lcn.evaluate.half_width`.
+
+    Args:
+        run: a run folder.
+        split: which samples; validation, if the answer is to decide something.
+        keep: rows compared; 0 takes what the first stage keeps.
+        dataset: where the dataset is now, if it has moved.
+    """
+    from lcn.evaluate.half_width import measure_half_width
+
+    opened = open_run(run, dataset)
+    return measure_half_width(opened.model, opened.dataset, split, opened.config.batch, keep=keep)
+
+
+def predict(
+    run: Path | str, split: Split = "test", *, dataset: Path | str | None = None
+) -> pa.Table:
     """Click probabilities of a split: user, item (as in the logs), time, label, probability."""
-    from lcn.train import open_run
     from lcn.train.predictions_table import predictions_table
 
-    return predictions_table(open_run(run), split)
+    return predictions_table(open_run(run, dataset), split)

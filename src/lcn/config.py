@@ -6,6 +6,7 @@ between kinds (which backbone, which objective) is a union discriminated by its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -33,30 +34,35 @@ class Config(BaseModel):
 
 
 def load_config(
-    kind: type[ConfigT], path: Path | str | None = None, overrides: list[str] | None = None
+    kind: type[ConfigT],
+    path: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    start: dict[str, Any] | None = None,
 ) -> ConfigT:
     """Read a config from YAML and apply overrides such as `model.backbone.k1=100`.
 
     Args:
         kind: the config class.
-        path: a YAML file; None starts from the defaults.
+        path: a YAML file; None starts from `start`, if given, else from the defaults.
         overrides: `dotted.key=value` items, values in YAML syntax, later ones win.
+        start: settings as a plain tree; the overrides are written into it.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key (the nearest right one is named),
             or a value of the wrong type.
     """
-    tree: Any = {}
+    tree: Any = start or {}
     if path is not None:
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            tree = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys) or {}
         except OSError as error:
             raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
-    for override in overrides or []:
+    for override in overrides:
         _apply_override(tree, override)
     return parse_config(kind, tree, where=str(path) if path else "config")
 
@@ -67,6 +73,19 @@ def parse_config(kind: type[ConfigT], tree: dict[str, Any], where: str = "config
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + _explain(kind, error)) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A key given twice is refused: YAML would keep the last and lose the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[Any]()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def dump_config(config: BaseModel) -> str:
@@ -121,7 +140,11 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
             ]
             lines.append(f"{place}: unknown name {tag!r}{nearest(tag, known)}")
         else:
-            lines.append(f"{place}: {problem['msg']} (got {problem['input']!r})")
+            reason = str(problem["msg"]).removeprefix("Value error, ")
+            # A rule about several settings says itself what it got; the group would fill pages.
+            group = isinstance(problem["input"], dict | BaseModel)
+            got = "" if group else f" (got {problem['input']!r})"
+            lines.append(f"{place}: {reason}{got}" if place else f"{reason}{got}")
     return "; ".join(lines)
 
 

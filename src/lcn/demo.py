@@ -5,7 +5,6 @@ Safe to interrupt: a second call reuses the dataset and finished runs and resume
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,23 +15,23 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from lcn import __version__
+from lcn.api import compare, fetch, open_run, prepare, recipe
 from lcn.api import evaluate as evaluate_runs
-from lcn.api import fetch, prepare, recipe
 from lcn.config import Config
 from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.source_clicks import stated_responses
 from lcn.errors import DataError
-from lcn.evaluate.compare import PairedDifference, compare
+from lcn.evaluate.compare import PairedDifference
 from lcn.evaluate.metrics import calibration, sigmoid
 from lcn.evaluate.plots import Curve, NamedCalibration
-from lcn.evaluate.predictions import Predictions, load_predictions
+from lcn.evaluate.predictions import load_predictions
 from lcn.evaluate.results import RunResult
 from lcn.ops.cpu import warm_up
 from lcn.report.attention import explain, pick_samples
 from lcn.report.page import write_report
 from lcn.report.records import CurvePlot, DataFacts, DemoReport, Provenance, SplitFacts
 from lcn.schema import SPLITS, read_manifest
-from lcn.train import RunConfig, open_run, train
+from lcn.train import RunConfig, train
 from lcn.train.record import commit, processor
 
 SOURCE = "movielens-1m"
@@ -131,8 +130,8 @@ def run_demo(
     runs = _train_all(folder, config, say, progress=progress)
     say("Measuring on the test days, with intervals over users")
     results = evaluate_runs(runs, resamples=config.resamples)
-    predictions = [load_predictions(run / "predictions" / "test.npz") for run in runs]
-    differences = paired_differences(predictions, config.resamples)
+    reference_first = sorted(runs, key=lambda run: not run.name.startswith(f"{REFERENCE}-"))
+    differences = compare(*reference_first, resamples=config.resamples).differences
     seconds = time.monotonic() - started
     report = DemoReport(
         title="LCN on MovieLens 1M",
@@ -141,7 +140,7 @@ def run_demo(
         results=tuple(results),
         differences=differences,
         curves=learning_curves(runs),
-        reliability=reliability(predictions),
+        reliability=reliability(folder / "runs", config.seeds[0]),
         attention=attention(folder / "runs" / f"lap-{config.seeds[0]}", config.cases),
         provenance=Provenance(
             commit=commit(),
@@ -174,23 +173,6 @@ def demo_recipe(name: str, dataset: Path, seed: int, epochs: int) -> RunConfig:
         name, dataset, *SETTINGS, *width, f"train.seed={seed}", f"train.epochs={epochs}",
         f"name={name}",
     )  # fmt: skip
-
-
-def paired_differences(
-    predictions: Sequence[Predictions], resamples: int
-) -> tuple[PairedDifference, ...]:
-    """Every other system against the reference, on the same impressions."""
-    by_name = {name: [run for run in predictions if run.run == name] for name in SYSTEMS}
-    return tuple(
-        compare(
-            by_name[REFERENCE],
-            by_name[name],
-            resamples=resamples,
-            generator=np.random.default_rng(0),
-        )
-        for name in SYSTEMS
-        if name != REFERENCE
-    )
 
 
 def summary(results: Sequence[RunResult], differences: Sequence[PairedDifference]) -> str:
@@ -226,8 +208,7 @@ def data_facts(dataset: Dataset) -> DataFacts:
                 last=last,
             )
         )
-    test = dataset.samples["test"]
-    length_S = np.asarray(test.source_end_S) - dataset.events["source"].offsets_U[test.user_S]
+    length_S = dataset.lengths(dataset.samples["test"])
     low, middle, high = (int(value) for value in np.quantile(length_S, [0.25, 0.5, 0.75]))
     return DataFacts(
         name=manifest.name,
@@ -252,24 +233,24 @@ def learning_curves(runs: Sequence[Path]) -> tuple[CurvePlot, ...]:
         ("Validation AUC", "validation", "auc", "AUC"),
         ("Training loss", "train", "mean_ctr", "log loss (nats)"),
     )
+    records_of = {run.name: open_run(run).curves() for run in runs}
     found = []
     for title, kind, key, ylabel in plots:
         curves = []
-        for run in runs:
-            lines = (run / "metrics.jsonl").read_text().splitlines()
-            records = [json.loads(line) for line in lines]
+        for name, records in records_of.items():
             points = [(each["step"], each[key]) for each in records if each["kind"] == kind]
-            curves.append(Curve(run.name, [x for x, _ in points], [y for _, y in points]))
+            curves.append(Curve(name, [x for x, _ in points], [y for _, y in points]))
         found.append(CurvePlot(title=title, xlabel="steps", ylabel=ylabel, curves=tuple(curves)))
     return tuple(found)
 
 
-def reliability(predictions: Sequence[Predictions]) -> tuple[NamedCalibration, ...]:
-    """Reliability of the reference and of LCN (first seed)."""
-    shown = [next(run for run in predictions if run.run == name) for name in (REFERENCE, "lcn")]
-    return tuple(
-        NamedCalibration(run.run, calibration(sigmoid(run.logit_S), run.label_S)) for run in shown
-    )
+def reliability(runs: Path, seed: int) -> tuple[NamedCalibration, ...]:
+    """Reliability of the reference and of LCN, of one seed."""
+    found = []
+    for name in (REFERENCE, "lcn"):
+        test = load_predictions(runs / f"{name}-{seed}" / "predictions" / "test.npz")
+        found.append(NamedCalibration(name, calibration(sigmoid(test.logit_S), test.label_S)))
+    return tuple(found)
 
 
 def attention(run_folder: Path, cases: int) -> tuple:

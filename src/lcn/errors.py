@@ -24,6 +24,10 @@ class StoreError(LcnError):
     """The behaviour store is damaged, full, unreachable or made for other fields."""
 
 
+class StoreFullError(StoreError):
+    """The behaviour store has no room for more events."""
+
+
 class ServeError(LcnError):
     """A server cannot start or a request to it failed."""
 

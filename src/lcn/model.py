@@ -152,15 +152,9 @@ class Model(nn.Module):
         sizes = [field.size for field in manifest.event_context]
         offsets_G = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int32)
         self.register_buffer("context_offsets_G", offsets_G, persistent=False)
-        head_width = (
-            self.profile.width
-            + self.candidate.width
-            + self.request.width
-            + config.width
-            + 2 * short.width
-            + self.backbone.width
-        )
         interest_width = 2 * short.width + self.backbone.width
+        fields_width = self.profile.width + self.candidate.width + self.request.width
+        head_width = fields_width + config.width + interest_width
         self.product = None
         if config.products:
             self.product = nn.Linear(config.width, interest_width, bias=False)

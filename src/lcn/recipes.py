@@ -6,6 +6,7 @@ Each system of the comparison is one recipe, so `lcn train --recipe lcn` and the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lcn.backbones import BackboneConfig
@@ -83,47 +84,38 @@ def lcn(dataset: str) -> RunConfig:
     """LCN as it is best on real logs: where the log tells responses, the pyramid learns from them
     first and reads the whole history by them too; else CRP aligns item vectors first."""
     if not _tells_responses(dataset):
-        return _aligned(lap(dataset), "lcn")
-    return _told(_with_backbone(dataset, Lap.Config(fism=True)), "lcn")
+        return _named(crp_first(lap(dataset)), "lcn")
+    return _named(responses_first(_with_backbone(dataset, Lap.Config(fism=True))), "lcn")
 
 
 def lcn_paper(dataset: str) -> RunConfig:
     """LCN as the paper writes CRP: beside the click loss from the first step (Eq. 14), shared
     negatives, no positive in the denominator."""
     literal = Crp.Config(form="paper", weight=0.001, temperature=0.1, pairs=1)
-    return _plus(lap(dataset), "lcn_paper", literal)
+    return _named(_with_objective(lap(dataset), literal), "lcn_paper")
 
 
 def csa_crp(dataset: str) -> RunConfig:
     """LCN without LAP: the complete scope alone, with CRP."""
     bare = _with_backbone(dataset, Lap.Config(use_msa=False, use_fsa=False))
-    return _aligned(bare, "csa_crp")
+    return _named(crp_first(bare), "csa_crp")
 
 
-def told(recipe: Recipe, name: str) -> Recipe:
-    """Return a recipe that learns from responses in the histories first, as `lcn` does."""
-    return lambda dataset: _told(recipe(dataset), name)
-
-
-def plus(recipe: Recipe, name: str, objective: ObjectiveConfig) -> Recipe:
-    """Return a recipe with one auxiliary objective added: a row of the paper's Table 2 or 5."""
-    return lambda dataset: _plus(recipe(dataset), name, objective)
-
-
-def aligned(recipe: Recipe, name: str) -> Recipe:
-    """Return a recipe whose item vectors are aligned by CRP first: a row of Table 2."""
-    return lambda dataset: _aligned(recipe(dataset), name)
-
-
-def _aligned(config: RunConfig, name: str) -> RunConfig:
+def crp_first(config: RunConfig) -> RunConfig:
     """1000 steps of CRP alone, then clicks alone: by validation as good as both together, and
     cheaper (docs/models/crp.md)."""
-    return _plus(_with_first(config, pretrain_steps=1000), name, Crp.Config())
+    return _with_objective(_with_first(config, pretrain_steps=1000), Crp.Config())
 
 
-def _told(config: RunConfig, name: str) -> RunConfig:
+def responses_first(config: RunConfig) -> RunConfig:
     """400 steps of FISM, then source-domain clicks, then those of the target domain."""
-    return _plus(_with_first(config, pretrain_steps=400, source_steps=1000), name, Fism.Config())
+    first = _with_first(config, pretrain_steps=400, source_steps=1000)
+    return _with_objective(first, Fism.Config())
+
+
+def variant(recipe: Recipe, name: str, change: Callable[[RunConfig], RunConfig]) -> Recipe:
+    """A recipe with something changed, under a name of its own."""
+    return lambda dataset: _named(change(recipe(dataset)), name)
 
 
 def _with_first(config: RunConfig, **steps: int) -> RunConfig:
@@ -139,8 +131,12 @@ def _tells_responses(dataset: str) -> bool:
     return tells_source_clicks(read_manifest(Path(dataset)))
 
 
-def _plus(config: RunConfig, name: str, objective: ObjectiveConfig) -> RunConfig:
-    return config.model_copy(update={"name": name, "objectives": (objective,)})
+def _with_objective(config: RunConfig, objective: ObjectiveConfig) -> RunConfig:
+    return config.model_copy(update={"objectives": (objective,)})
+
+
+def _named(config: RunConfig, name: str) -> RunConfig:
+    return config.model_copy(update={"name": name})
 
 
 def _with_backbone(dataset: str, backbone: BackboneConfig) -> RunConfig:
@@ -177,12 +173,16 @@ _RIVALS: tuple[ObjectiveConfig, ...] = (
 
 RECIPES: dict[str, Recipe] = {
     **_BACKBONES,
-    **{f"{name}_crp": aligned(recipe, f"{name}_crp") for name, recipe in _BACKBONES.items()},
-    **{f"{name}_fism": told(recipe, f"{name}_fism") for name, recipe in _BACKBONES.items()},
+    **{f"{name}_crp": variant(recipe, f"{name}_crp", crp_first)
+       for name, recipe in _BACKBONES.items()},
+    **{f"{name}_fism": variant(recipe, f"{name}_fism", responses_first)
+       for name, recipe in _BACKBONES.items()},
     "csa_crp": csa_crp,
     "lcn": lcn,
     "lcn_paper": lcn_paper,
-    **{f"lap_{rival.name}": plus(lap, f"lap_{rival.name}", rival) for rival in _RIVALS},
-}
+    **{f"lap_{rival.name}": variant(lap, f"lap_{rival.name}",
+                                    partial(_with_objective, objective=rival))
+       for rival in _RIVALS},
+}  # fmt: skip
 """Every named system: a backbone, a backbone with CRP (Table 2) or with responses first, or `lap`
 with the objective of another paper in CRP's place (Table 5)."""

@@ -38,6 +38,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lcn.errors import DataError
+from lcn.files import write_whole
 
 SCHEMA_VERSION = 1
 PADDING, UNKNOWN = 0, 1
@@ -104,6 +105,9 @@ class Manifest(_Record):
     late_events: bool | None = None
     """Whether some events became known later after their logged time than others: they arrived
     late, or are logged less exactly. Times alone then do not tell who knew what. None: unknown."""
+    known_after: int = 0
+    """Milliseconds from the logged time of any event to when it was known, where all have the same:
+    999 for times in whole seconds, a day's for dates. 0 where `late_events`, and unknown."""
 
     @property
     def fingerprint(self) -> str:
@@ -119,11 +123,8 @@ class Manifest(_Record):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` atomically: a folder without it is not a dataset."""
-    partial = folder / "manifest.json.partial"
-    partial.write_text(
-        json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-    )
-    partial.replace(folder / "manifest.json")
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+    write_whole(folder / "manifest.json", text + "\n")
 
 
 def read_manifest(folder: Path | str) -> Manifest:

@@ -1,10 +1,16 @@
 """`lcn evaluate` and `lcn compare` on run folders: what is one run, and what is saved of it."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from toy import SMALL
 
 from lcn.api import compare, evaluate
 from lcn.cli.compare import compare as compare_command
@@ -12,18 +18,9 @@ from lcn.config import load_config
 from lcn.data.dataset import Dataset
 from lcn.errors import DataError
 from lcn.evaluate.predictions import load_predictions
+from lcn.evaluate.tables import combined_json
 from lcn.train import RunConfig, open_run, train
-
-SMALL = (
-    "batch.size=256",
-    "batch.lifelong=30",
-    "batch.short=5",
-    "model.width=8",
-    "model.field_width=8",
-    "model.short={width: 8, heads: 2}",
-    "model.hidden=[16]",
-    "train.epochs=1",
-)
+from lcn.train.predictions_table import write_table
 
 
 def config_for(dataset: Dataset, *overrides: str, k1: int = 12) -> RunConfig:
@@ -58,8 +55,43 @@ def test_other_models_of_the_same_name_are_no_seeds(runs: dict[str, Path]) -> No
     outcome = CliRunner().invoke(compare_command, [str(folder) for folder in given])
     assert isinstance(outcome.exception, DataError)
     assert all(str(folder) in str(outcome.exception) for folder in given)
-    # As the two sides of a comparison they may share it.
-    assert compare([runs["b"]], [runs["other"]], resamples=20).seeds == (1,)
+    with pytest.raises(DataError, match="two models are called 'lap'"):
+        compare(*given, resamples=20)
+
+
+def test_compare_takes_run_folders_and_files(runs: dict[str, Path], tmp_path: Path) -> None:
+    six = open_run(runs["other"]).predict("test")
+    file = replace(six, run="six").save(tmp_path / "six.npz")
+    evaluate(runs["b"], resamples=20)
+    assert not (runs["other"] / "predictions" / "validation.npz").exists()
+    found = compare(runs["b"], file, resamples=20, level=0.9)
+    assert [each.run for each in found.results] == ["lap", "six"]
+    (difference,) = found.differences
+    assert (difference.reference, difference.other, difference.seeds) == ("lap", "six", (1,))
+    assert difference.level == 0.9
+    given = [str(runs["b"]), str(file), "--resamples", "20", "--level", "0.9"]
+    shown = CliRunner().invoke(compare_command, [*given, "--json"]).stdout
+    assert shown == combined_json(found.results, found.differences) + "\n"
+    outcome = CliRunner().invoke(compare_command, [*given, "--split", "validation"])
+    assert f"run `lcn evaluate {runs['b']} --split validation` first" in str(outcome.exception)
+
+
+def test_compare_predicts_what_was_not_evaluated(runs: dict[str, Path], tmp_path: Path) -> None:
+    fresh = tmp_path / "fresh"
+    shutil.copytree(runs["b"], fresh, ignore=shutil.ignore_patterns("predictions"))
+    config = fresh / "config.yaml"
+    config.write_text(config.read_text().replace("name: ''", "name: again", 1))
+    (same,) = compare(runs["b"], fresh, split="validation", resamples=20).differences
+    assert (same.other, same.auc.difference) == ("again", 0)
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "p.csv"])
+def test_tables_are_written_by_the_ending(name: str, tmp_path: Path) -> None:
+    table = pa.table({"user": [1, 2], "probability": [0.25, 0.5]})
+    write_table(table, tmp_path / "new" / name)
+    read = pq.read_table if name.endswith("parquet") else pyarrow.csv.read_csv
+    assert read(tmp_path / "new" / name).equals(table)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
 
 
 def test_a_run_given_twice_is_refused(runs: dict[str, Path]) -> None:

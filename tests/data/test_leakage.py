@@ -27,7 +27,7 @@ def test_every_span_ends_at_the_last_event_before_the_impression(real: Dataset, 
     for split in SPLITS:
         samples = real.samples[split]
         user_S, time_S = np.asarray(samples.user_S), np.asarray(samples.time_S)
-        end_S = np.asarray(samples.source_end_S if domain == "source" else samples.target_end_S)
+        end_S = samples.end_S(domain)
         first_S, last_S = store.offsets_U[user_S], store.offsets_U[user_S + 1]
         assert ((first_S <= end_S) & (end_S <= last_S)).all()
         some = end_S > first_S

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prepare_twin import BASE, Event, Item, Logs, User, enough, mapping, write
+from pydantic import ValidationError
 
 from lcn.config import dump_config
 from lcn.data.dataset import Dataset, open_dataset
@@ -785,3 +786,78 @@ def test_more_rows_than_memory(tmp_path: Path) -> None:
     assert_no_leak(open_dataset(tmp_path / "200MB"))
     with pytest.raises(DataError, match="--memory"):
         prepare(asked, tmp_path / "tiny", base=tmp_path, threads=2, memory_limit="8MB")
+
+
+def test_a_quote_within_a_value_opens_nothing(tmp_path: Path) -> None:
+    """5" tv is no quoted value: one malformed line elsewhere costs that line alone."""
+    lines = [f"1,a{k},{BASE + k}" for k in range(30)]
+    lines[3], lines[20] = f'1,5" tv,{BASE + 3}', f'1,6" tv,{BASE + 20}'
+    lines[10] += ",more"
+    manifest = _prepare(tmp_path, lines)
+    assert manifest.rejected["events"] == {"malformed line": 1}
+    assert manifest.count.events["source"] == 29
+
+
+def test_each_line_of_a_malformed_record_counts(tmp_path: Path) -> None:
+    lines = [f"1,a{k},{BASE + k}" for k in range(10)]
+    lines[3] = f'1,"tv,{BASE + 3}'
+    lines[6] = f'1,a",{BASE + 6},more'
+    manifest = _prepare(tmp_path, lines)
+    assert manifest.rejected["events"] == {"malformed line": 4}
+    assert manifest.count.events["source"] == 6
+    assert [row["row"] for row in _left(tmp_path, "events")] == lines[3:7]
+
+
+@pytest.mark.parametrize("column", ["u", "t", "y", "kind", "p"])
+def test_nan_in_parquet_is_missing(tmp_path: Path, column: str) -> None:
+    """The least and greatest that Parquet notes leave NaN out; an engine must not rely on them."""
+    rows, rng = 200, np.random.default_rng(0)
+    table = {
+        "u": rng.integers(0, 9, rows).astype(float),
+        "i": rng.integers(0, 9, rows),
+        "t": (BASE + np.arange(rows)).astype(float),
+        "y": rng.integers(0, 2, rows).astype(float),
+        "kind": rng.integers(0, 3, rows).astype(float),
+        "p": rng.random(rows),
+    }
+    table[column][::7] = np.nan
+    pq.write_table(pa.table(table), tmp_path / "impressions.parquet")
+    asked = _changed(
+        "impressions",
+        files=("impressions.parquet",),
+        candidate={"kind": "kind"},
+        probability="p",
+    )
+    manifest = _prepare(tmp_path, asked=asked)
+    missing = len(range(0, rows, 7))
+    reason = {"u": "missing user", "t": "missing time", "y": "missing label"}
+    expected = {} if column == "kind" else {reason.get(column, "probability not in 0..1"): missing}
+    assert manifest.rejected["impressions"] == expected
+    assert sum(manifest.count.samples.values()) == rows - sum(expected.values())
+
+
+def test_whole_seconds_among_fractions_are_exact(tmp_path: Path) -> None:
+    """One event in a thousand of a log in milliseconds falls on a whole second."""
+    when = np.array([BASE * 1000, BASE * 1000 + 1, BASE * 1000 + 1500], "datetime64[ms]")
+    pq.write_table(pa.table({"u": [1, 1, 2], "i": [1, 2, 3], "t": when}), tmp_path / "e.parquet")
+    asked = _changed("events", files=("e.parquet",), time_unit="iso")
+    manifest = _prepare(tmp_path, asked=asked)
+    assert manifest.late_events is False and manifest.known_after == 0
+    (tmp_path / "whole").mkdir()
+    assert _prepare(tmp_path / "whole").known_after == 999
+
+
+def test_an_index_without_a_name_is_a_column_like_any(tmp_path: Path) -> None:
+    text = "\n".join([",u,i,t", *(f"{k},1,a,{BASE + k}" for k in range(10))]) + "\n"
+    (tmp_path / "events.csv").write_text(text)
+    assert _prepare(tmp_path).count.events["source"] == 10
+    (tmp_path / "events.csv").write_text("u,i,t,T\n")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(DataError, match=r"names .[tT]. twice.*upper and lower case"):
+        _prepare(tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"delimiter": "::"}, {"delimiter": ""}, {"quote": "''"}])
+def test_delimiters_and_quotes_are_single_characters(given: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="must be one character"):
+        Csv(**given)

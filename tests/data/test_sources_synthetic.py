@@ -7,15 +7,11 @@ import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lcn.config import parse_config
-from lcn.data.mapping import read_mapping
 from lcn.data.sources import synthetic
-from lcn.data.sources.synthetic import SyntheticConfig, best_auc
+from lcn.data.sources.synthetic import SyntheticConfig
 from lcn.data.sources.synthetic_world import BLOCK, affinity, draw_block, draw_world
-from lcn.errors import ConfigError, DataError
+from lcn.evaluate.metrics import auc
 
 SMALL = SyntheticConfig(users=300, source_events=60)
 
@@ -108,6 +104,12 @@ def test_clicks_are_target_behaviours_with_a_stay_time(folder):
     assert len(behaved) > click.sum()
 
 
+def best_auc(probability_S):
+    """Expected AUC of ranking by the truth: an impression counts p as clicked, 1 - p as not."""
+    share_S = np.concatenate([probability_S, 1 - probability_S])
+    return auc(np.tile(probability_S, 2), np.repeat([1, 0], len(probability_S)), share_S)
+
+
 def test_probabilities_are_the_click_rates(large):
     shown = columns(large, "impressions")
     probability, click = shown["probability"], shown["click"]
@@ -117,8 +119,8 @@ def test_probabilities_are_the_click_rates(large):
         expected, deviation = probability[inside].sum(), probability[inside]
         deviation = np.sqrt((deviation * (1 - deviation)).sum())
         assert abs(click[inside].sum() - expected) < 4 * deviation
-    assert 0.76 < best_auc(probability, click) < 0.82
-    assert best_auc(probability) == pytest.approx(best_auc(probability, click), abs=0.01)
+    assert 0.76 < auc(probability, click) < 0.82
+    assert best_auc(probability) == pytest.approx(auc(probability, click), abs=0.01)
 
 
 def _interest_in_source(config: SyntheticConfig) -> float:
@@ -188,55 +190,3 @@ def test_affinity_counts_unknown_categories_half():
     )
     found = affinity(world.target, here, np.array([0, 1]), item, np.zeros(2))
     assert found == pytest.approx([1 / 1.35, 0.5 / 0.85])
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.booleans()), min_size=2).filter(
-        lambda pairs: len({label for _, label in pairs}) == 2
-    )
-)
-def test_best_auc_counts_pairs(pairs):
-    probability = np.array([p for p, _ in pairs])
-    label = np.array([y for _, y in pairs])
-    above = probability[label][:, None] - probability[~label][None, :]
-    expected = ((above > 0) + 0.5 * (above == 0)).mean()
-    assert best_auc(probability, label) == pytest.approx(expected)
-
-
-def test_best_auc_needs_both_classes():
-    with pytest.raises(DataError, match="both clicked and unclicked"):
-        best_auc(np.array([0.5, 0.6]), np.array([1, 1]))
-
-
-def test_written_mapping_equals_the_python_one(folder):
-    written = read_mapping(folder / "mapping.yaml").model_dump()
-    assert str(synthetic.mapping(folder).model_dump()).replace(f"{folder}/", "") == str(written)
-
-
-def test_a_filled_folder_is_left_alone(folder, tmp_path):
-    before = digest(folder)
-    with pytest.raises(DataError, match="not empty"):
-        synthetic.generate(folder, SMALL)
-    assert digest(folder) == before
-    with pytest.raises(DataError, match="no generated folder"):
-        synthetic.fetch(tmp_path, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"rho": 1.5}, {"impression_days": 99}, {"target_items": 3}, {"user": 3}]
-)
-def test_impossible_configs(wrong):
-    with pytest.raises(ConfigError):
-        parse_config(SyntheticConfig, wrong)
-
-
-def test_separate_categories(tmp_path):
-    config = SyntheticConfig(users=10, source_events=5, shared_categories=False)
-    out = synthetic.generate(tmp_path / "out", config)
-    items = pq.read_table(out / "items.parquet")
-    groups = {
-        domain: set(items.filter(ds.field("domain") == domain)["category"].to_pylist())
-        for domain in ("source", "target")
-    }
-    assert len(groups["source"]) == len(groups["target"]) == config.categories
-    assert not groups["source"] & groups["target"]

@@ -188,7 +188,7 @@ def test_intervals_over_seeds_cover_what_they_promise(seeds, of_seed, of_user, o
         )
         drawn_RU = generator.multinomial(users, np.full(users, 1 / users), size=150) / users
         value_KRM = (value_KU @ drawn_RU.T)[:, :, None]
-        spread = spread_over_seeds(value_KU.mean(1)[:, None], value_KRM, 0.95, users)
+        spread = spread_over_seeds(value_KU.mean(1)[:, None], value_KRM, 0.95, np.array([users]))
         covered += spread.low_M[0] <= 0 <= spread.high_M[0]
     assert 0.91 <= covered / trials <= 0.98
 
@@ -198,10 +198,10 @@ def test_an_interval_over_seeds_leaves_out_resamples_that_say_nothing():
     holed_KRM = np.concatenate([value_KRM, np.full((3, 5, 1), np.nan)], 1)
     estimate_KM = np.array([[0.1], [0.2], [0.4]])
     whole, holed = (
-        spread_over_seeds(estimate_KM, each, 0.95, 9) for each in (value_KRM, holed_KRM)
+        spread_over_seeds(estimate_KM, each, 0.95, np.array([9])) for each in (value_KRM, holed_KRM)
     )
     assert holed.low_M == pytest.approx(whole.low_M)
-    nothing = spread_over_seeds(estimate_KM, np.full((3, 5, 1), np.nan), 0.95, 9)
+    nothing = spread_over_seeds(estimate_KM, np.full((3, 5, 1), np.nan), 0.95, np.array([9]))
     assert np.isnan(nothing.low_M).all() and np.isnan(nothing.p_value_M).all()
     assert nothing.estimate_M == pytest.approx(estimate_KM.mean(0))
 
@@ -216,3 +216,11 @@ def test_a_p_value_of_one_seed_has_no_floor_that_a_correction_could_not_pass():
     close = spread_of(np.array([0.0015]), value_RM - 0.0085, 0.95)
     side = (value_RM - 0.0085 <= 0).sum()
     assert side and close.p_value_M[0] == pytest.approx(2 * (side + 1) / 1001)
+
+
+def test_a_metric_of_few_users_has_the_freedom_of_few():
+    """GAUC speaks for users with both labels alone, however many there are beside them."""
+    value_KRM = np.random.default_rng(0).normal(size=(1, 80, 2)) + np.zeros((3, 1, 1))
+    estimate_KM = np.full((3, 2), 0.1)
+    spread = spread_over_seeds(estimate_KM, value_KRM, 0.95, np.array([5, 500]))
+    assert spread.freedom_M == pytest.approx([4, 499])

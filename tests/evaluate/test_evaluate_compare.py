@@ -15,7 +15,7 @@ from lcn.evaluate.compare import compare, group_runs, holm
 from lcn.evaluate.metrics import measure
 from lcn.evaluate.replicate import METRICS
 from lcn.evaluate.results import result_of
-from lcn.evaluate.strata import compare_strata, measure_strata, stratify
+from lcn.evaluate.strata import stratify
 
 
 @pytest.fixture(scope="module")
@@ -279,43 +279,10 @@ def test_strata_part_the_impressions(length, bins):
     assert all(a.longest < b.shortest for a, b in pairwise(strata))
 
 
-def test_given_edges_and_their_errors():
-    strata = stratify(np.array([0, 9, 10, 99, 100, 5000]), edges=(10, 100))
-    assert [(s.shortest, s.longest) for s in strata] == [(0, 9), (10, 99), (100, 5000)]
-    with pytest.raises(ValueError, match="increase"):
-        stratify(np.array([1]), edges=(10, 10))
+def test_what_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match="at least 1 bin"):
+        stratify(np.array([1]), bins=0)
     with pytest.raises(ValueError, match="one integer per impression"):
         stratify(np.array([1.5]))
     with pytest.raises(ValueError, match="not be negative"):
         stratify(np.array([-1]))
-
-
-def test_metrics_and_differences_per_stratum(world):
-    reference, other = pair(world)
-    length = np.random.default_rng(8).integers(0, 1000, len(reference))
-    rows = measure_strata(reference, length, bins=3)
-    assert sum(row.share for row in rows) == pytest.approx(1)
-    first = rows[0]
-    assert first.metrics == measure(reference.take(length <= first.longest))
-    # Rows of the other run in another order: strata follow the samples, not the positions.
-    order = np.random.default_rng(9).permutation(len(reference))
-    found = compare_strata(
-        reference.take(order), other, length[order], bins=3, resamples=50, generator=generator()
-    )
-    assert [d.difference.impressions for d in found] == [r.metrics.impressions for r in rows]
-    assert found[0].difference.auc.reference == pytest.approx(first.metrics.auc)
-    with pytest.raises(ValueError, match="sample_S"):
-        measure_strata(reference, length[:-1])
-
-
-def test_strata_of_few_users_have_no_interval(world):
-    reference, other = pair(world)
-    # Nine users have no history, ten a short one, all others a long one.
-    length = np.digitize(reference.user_S, [9, 19])
-    found = compare_strata(
-        reference, other, length, edges=(1, 2), resamples=50, generator=generator()
-    )
-    assert [part.difference.users for part in found] == [9, 10, 381]
-    assert [np.isnan(part.difference.auc.low) for part in found] == [True, False, False]
-    assert np.isfinite([part.difference.auc.difference for part in found]).all()
-    assert sum(part.share for part in found) == pytest.approx(1)

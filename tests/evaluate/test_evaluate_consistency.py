@@ -43,9 +43,9 @@ def model_of(toy, name, seed=0, **settings):
 def test_one_definition_for_every_backbone(name, toy):
     found = measure_consistency(model_of(toy, name), toy, "test", BATCH, CONFIG)
     assert 0 <= found.value <= 1 and found.impressions > 10
-    assert found.exact == "common" and "heads averaged" in found.caption
+    assert found.exact == "common"
     samples = toy.samples["test"]
-    rows_S = np.asarray(samples.source_end_S) - toy.events["source"].offsets_U[samples.user_S]
+    rows_S = toy.lengths(samples)
     rows_S = np.minimum(rows_S, 60)
     enough_S = rows_S >= 10
     assert found.kept_share == pytest.approx(enough_S.mean())
@@ -61,7 +61,7 @@ def test_one_definition_for_every_backbone(name, toy):
 
 def test_impressions_with_too_few_rows_are_left_out(toy):
     samples, model = toy.samples["test"], model_of(toy, "eta")
-    rows_S = np.asarray(samples.source_end_S) - toy.events["source"].offsets_U[samples.user_S]
+    rows_S = toy.lengths(samples)
     rows_S = np.minimum(rows_S, BATCH.lifelong)
     for least in (*np.unique(rows_S)[1::5].tolist(), 60, 61):
         config = CONFIG.model_copy(update={"least": int(least)})
@@ -122,10 +122,6 @@ def test_twin_three_ways(toy):
     found = measure_twin(model, toy, "test", BATCH, CONFIG)
     assert found.own.value == 1.0 and found.own.exact == "own"
     assert found.common.value < 1.0 and found.stale is None
-    earlier = measure_twin(
-        model, toy, "test", BATCH, CONFIG, earlier=model_of(toy, "twin", seed=1, **settings)
-    )
-    assert earlier.stale is not None and earlier.stale.value < 1.0
     lagging = model_of(toy, "twin", stale_steps=5, **settings)
     with torch.no_grad():
         lagging.backbone.snapshot.query_BD.normal_()

@@ -1,7 +1,7 @@
 """Fixtures of the experiments' tests."""
 
 import pytest
-from experiments_bench import InProcess
+from tiny_experiments import InProcess
 from toy import make_toy
 
 from lcn.data.dataset import Dataset

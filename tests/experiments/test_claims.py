@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lcn.evaluate.compare import Difference
-from lcn.experiments.claims import Claimed, Gap, between_logs, holding, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, Gap, between_logs, holding, settle
 from lcn.experiments.figures import over_seeds
 
 
@@ -43,7 +43,7 @@ def test_differences_on_different_logs_by_welch():
 
 
 def test_a_mean_over_seeds_by_student():
-    gap = over_seeds_gap(over_seeds([0.1, 0.2, 0.3]))
+    gap = over_seeds([0.1, 0.2, 0.3])
     # t = .2 / (.1 / sqrt 3) = 3.464 with two degrees of freedom.
     assert gap.p_value == pytest.approx(0.0742, abs=1e-3)
     assert gap.low < 0 < gap.high

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from experiments_bench import TINY, InProcess
+from tiny_experiments import TINY, InProcess
 
 from lcn.cli import cli
 from lcn.experiments.names import EXPERIMENTS

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from toy import make_toy
+from toy import make_toy, without_target_history
 
 from lcn.cli import cli
 from lcn.errors import DataError
@@ -47,16 +47,6 @@ def test_the_probe_finds_a_planted_signal_and_none_where_there_is_none(tmp_path)
     assert run_probe(signal, resamples=40).lift.low > 0.05
     noise = without_target_history(make_toy(tmp_path / "noise", signal=False, **many))
     assert run_probe(noise, resamples=40).lift.low < 0
-
-
-def without_target_history(dataset):
-    """The planted taste is in both histories; only the source one is left."""
-    offsets = dataset.events["target"].offsets_U
-    samples = {
-        split: replace(rows, target_end_S=offsets[rows.user_S])
-        for split, rows in dataset.samples.items()
-    }
-    return replace(dataset, samples=samples)
 
 
 def test_features_use_training_counts_and_the_past_alone(planted):

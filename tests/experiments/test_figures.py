@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from experiments_bench import InProcess, tiny
+from tiny_experiments import workspace_of
 
 from lcn.errors import ConfigError
 from lcn.experiments import figure4, figure5a, figure5b, mass
@@ -11,11 +11,6 @@ from lcn.experiments.clusters import measure_clusters, purity, unit_rows
 from lcn.experiments.figures import exact_set, over_seeds
 from lcn.experiments.record import CurvePanel, ScatterPanel, TablePanel
 from lcn.experiments.rows import Sizes
-from lcn.experiments.runner import open_bench
-
-
-def quiet(line: str) -> None:
-    del line
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +19,16 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(little, root):
-    return open_bench(little.folder, root, tiny())
+def workspace(little, root):
+    return workspace_of(little, root)
 
 
 def panel(finding, kind, number=0):
     return [each for each in finding.panels if isinstance(each, kind)][number]
 
 
-def test_consistency_by_system(bench):
-    finding = figure5a.run(bench, InProcess(), quiet)
+def test_consistency_by_system(workspace):
+    finding = figure5a.run(workspace)
     table = panel(finding, TablePanel)
     names = [row[0].text for row in table.rows]
     assert "TWIN (own aggregation)" in names and "LCN w/o integration" in names
@@ -45,8 +40,8 @@ def test_consistency_by_system(bench):
     assert "integration of the three levels raises consistency" in claims
 
 
-def test_consistency_by_k1_rises_to_that_of_all_rows(bench):
-    finding = figure5b.run(bench, InProcess(), quiet)
+def test_consistency_by_k1_rises_to_that_of_all_rows(workspace):
+    finding = figure5b.run(workspace)
     table, curve = panel(finding, TablePanel), panel(finding, CurvePanel)
     assert table.head == ("row", "3", "6", "12", "30", "60", "all")
     assert len(curve.lines) == 2 and len(curve.lines[0].x) == 6
@@ -54,8 +49,8 @@ def test_consistency_by_k1_rises_to_that_of_all_rows(bench):
         assert row[-1].value >= row[1].value - 1e-9
 
 
-def test_attention_mass_of_the_models(bench):
-    finding = mass.run(bench, InProcess(), quiet)
+def test_attention_mass_of_the_models(workspace):
+    finding = mass.run(workspace)
     lines = {line.name: line for line in panel(finding, CurvePanel).lines}
     assert {"full attention", "LCN-200-50, complete scope", "LCN-200-50, focused scope"} <= set(
         lines
@@ -109,9 +104,9 @@ def test_clusters_that_are_and_clusters_that_are_not():
         measure_clusters(apart[:1], label[:1])
 
 
-def test_item_vectors_with_and_without_crp(bench, monkeypatch):
+def test_item_vectors_with_and_without_crp(workspace, monkeypatch):
     monkeypatch.setattr(figure4, "embed_plane", lambda vector_VD: vector_VD[:, :2].astype(float))
-    finding = figure4.run(bench, InProcess(), quiet)
+    finding = figure4.run(workspace)
     scatters = [each for each in finding.panels if isinstance(each, ScatterPanel)]
     assert len(scatters) == 4
     assert sum(len(cloud.x) for cloud in scatters[0].clouds) <= 40
@@ -121,12 +116,11 @@ def test_item_vectors_with_and_without_crp(bench, monkeypatch):
     assert len(finding.verdicts) == 10
 
 
-def test_items_without_categories_are_refused_before_training(bench, monkeypatch):
+def test_items_without_categories_are_refused_before_training(workspace, monkeypatch):
     monkeypatch.setattr(figure4, "FIRST_VALUE", 10**6)
-    workers = InProcess()
     with pytest.raises(ConfigError, match="0 items of the source domain have a known"):
-        figure4.run(bench, workers, quiet)
-    assert workers.jobs_run == []
+        figure4.run(workspace)
+    assert workspace.workers.jobs_run == []
 
 
 def test_the_plane_keeps_clusters_apart():
@@ -143,9 +137,9 @@ def test_the_plane_keeps_clusters_apart():
 
 def test_over_seeds():
     found = over_seeds([0.1, 0.2, 0.3])
-    assert found.mean == pytest.approx(0.2)
+    assert found.estimate == pytest.approx(0.2)
     # t(2, .975) = 4.3027
-    assert found.high - found.mean == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-3)
+    assert found.high - found.estimate == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-3)
     assert np.isnan(over_seeds([0.1]).low)
     assert exact_set(Sizes()).size == 50 and exact_set(Sizes()).least == 100
     assert exact_set(Sizes()).recall_sizes == (10, 20, 50, 100, 200)

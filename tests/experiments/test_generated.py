@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from experiments_bench import TINY, InProcess, tiny
+from tiny_experiments import TINY, InProcess, tiny
 
 from lcn.data.dataset import open_dataset
 from lcn.data.sources import synthetic

@@ -1,10 +1,8 @@
 """The probe by neighbours: as defined, on training days alone, and only where a log tells."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from toy import KINDS, make_toy
+from toy import KINDS, make_toy, without_target_history
 
 from lcn.data.dataset import open_dataset
 from lcn.experiments.facts import run_neighbours
@@ -28,15 +26,6 @@ def toy_of_tastes(tmp_path):
         likes_S = kind_I[rows.item_S] == taste_U[rows.user_S]
         np.save(toy.folder / f"samples/{split}/label.npy", likes_S.astype(np.uint8))
     return open_dataset(toy.folder)
-
-
-def without_target_history(dataset):
-    offsets = dataset.events["target"].offsets_U
-    samples = {
-        split: replace(rows, target_end_S=offsets[rows.user_S])
-        for split, rows in dataset.samples.items()
-    }
-    return replace(dataset, samples=samples)
 
 
 def test_taste_of_source_items_is_found_and_chance_is_not(toy_of_tastes):
@@ -100,3 +89,10 @@ def test_a_log_that_tells_nothing_has_no_such_probe(tmp_path):
     toy = make_toy(tmp_path / "toy")
     write_manifest(toy.folder, toy.manifest.model_copy(update={"mapping": {}}))
     assert run_neighbours(open_dataset(toy.folder)) is None
+
+
+def test_nothing_is_learnt_where_times_do_not_tell_what_was_known(toy_of_tastes):
+    manifest = toy_of_tastes.manifest
+    assert learn_likeness(toy_of_tastes) is not None
+    write_manifest(toy_of_tastes.folder, manifest.model_copy(update={"late_events": True}))
+    assert learn_likeness(open_dataset(toy_of_tastes.folder)) is None

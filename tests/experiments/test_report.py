@@ -151,9 +151,9 @@ def test_the_newest_finding_of_a_dataset_counts(store):
     assert found.origin.fingerprint == "f01"
 
 
-def _row(runs: int) -> RowRecord:
+def _row(runs: int, name: str = "x") -> RowRecord:
     named = tuple(f"run{number}" for number in range(runs))
-    return RowRecord(name="x", recipe="lap", overrides=(), chosen=(), trials=(), runs=named)
+    return RowRecord(name=name, recipe="lap", overrides=(), chosen=(), trials=(), runs=named)
 
 
 def test_a_finding_of_fewer_runs_does_not_replace_a_fuller_one(tmp_path):
@@ -164,6 +164,8 @@ def test_a_finding_of_fewer_runs_does_not_replace_a_fuller_one(tmp_path):
     assert not keep_fullest(path, record(rows=(_row(3),)), told.append)
     assert len(load_record(path).rows) == 2 and "these are 3 runs" in told[0]
     assert keep_fullest(path, record(rows=(_row(5), _row(5))), told.append)
+    assert not keep_fullest(path, record(rows=(_row(30, "y"),)), told.append)
+    assert "without 'x'" in told[1]
 
 
 def test_the_command_writes_the_site(store, tmp_path):

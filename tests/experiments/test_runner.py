@@ -6,10 +6,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from experiments_bench import InProcess, tiny
+from tiny_experiments import InProcess, workspace_of
 
 from lcn.api import recipe
-from lcn.data.dataset import Dataset, open_dataset
+from lcn.data.dataset import open_dataset
 from lcn.errors import ConfigError, DataError, TrainingError
 from lcn.evaluate.predictions import check_settings, load_predictions
 from lcn.experiments import worker
@@ -24,7 +24,7 @@ from lcn.experiments.rows import (
     shortened,
 )
 from lcn.experiments.run import quick
-from lcn.experiments.runner import Workers, fit_rows, open_bench
+from lcn.experiments.runner import fit_rows, own_workers
 from lcn.experiments.settings import Options
 from lcn.experiments.store import config_key, open_store
 from lcn.experiments.subset import take_users
@@ -34,95 +34,87 @@ from lcn.objectives.crp import Crp
 LAP, NONE = Row("LAP", "lap"), Row("none", "none")
 
 
-def bench_of(dataset: Dataset, root, **options):
-    return open_bench(dataset.folder, root, tiny(**options))
-
-
-def quiet(line: str) -> None:
-    del line
-
-
 def test_finished_runs_are_not_run_again(little, tmp_path):
     first, second = InProcess(), InProcess()
-    fitted = fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=first, say=quiet)
+    fitted = fit_rows(workspace_of(little, tmp_path, first), [LAP, NONE])
     assert [len(each.runs) for each in fitted] == [2, 2]
     assert len(first.jobs_run) == 4
-    again = fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=second, say=quiet)
+    again = fit_rows(workspace_of(little, tmp_path, second), [LAP, NONE])
     assert second.jobs_run == []
     assert again == fitted
 
 
 def test_rows_that_want_the_same_run_share_it(little, tmp_path, workers):
     rows = [LAP, Row("the same", "lap", ("model.dropout=0.0",))]
-    fitted = fit_rows(bench_of(little, tmp_path), rows, workers=workers, say=quiet)
+    fitted = fit_rows(workspace_of(little, tmp_path, workers), rows)
     assert len(workers.jobs_run) == 2
-    bench = bench_of(little, tmp_path)
-    one, other = (bench.store.predictions(f.runs[0], "test", f.row.name) for f in fitted)
+    workspace = workspace_of(little, tmp_path)
+    one, other = (workspace.store.predictions(f.runs[0], "test", f.row.name) for f in fitted)
     assert (one.run, other.run) == ("LAP", "the same")
     assert (one.logit_S == other.logit_S).all()
 
 
 def test_an_interrupted_experiment_goes_on_where_it_was(little, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=InProcess(fail_at=3), say=quiet)
+        fit_rows(workspace_of(little, tmp_path, InProcess(fail_at=3)), [LAP, NONE])
     rest = InProcess()
-    fitted = fit_rows(bench_of(little, tmp_path), [LAP, NONE], workers=rest, say=quiet)
+    fitted = fit_rows(workspace_of(little, tmp_path, rest), [LAP, NONE])
     assert len(rest.jobs_run) == 2
     assert all(len(each.runs) == 2 for each in fitted)
 
 
 def test_rows_are_completed_one_after_the_other(little, tmp_path, workers):
     workers.jobs = 1
-    bench = bench_of(little, tmp_path, trials=2)
-    fitted = fit_rows(bench, [LAP, NONE], workers=workers, say=quiet)
-    first = {bench.store.run_folder(config) for config in fitted[0].runs}
+    workspace = workspace_of(little, tmp_path, workers, trials=2)
+    fitted = fit_rows(workspace, [LAP, NONE])
+    first = {workspace.store.run_folder(config) for config in fitted[0].runs}
     # Two trials of the first row, then its two seeds, before anything of the second row.
     assert set(workers.jobs_run[2:4]) == first
 
 
 def test_finished_rows_can_be_shown_before_the_rest_is_trained(little, tmp_path, workers):
     options = {"trials": 2, "seeds": (0,)}
-    fit_rows(bench_of(little, tmp_path, **options), [LAP], workers=workers, say=quiet)
+    fit_rows(workspace_of(little, tmp_path, workers, **options), [LAP])
     nothing = InProcess()
-    bench = bench_of(little, tmp_path, finished=True, **options)
-    fitted = fit_rows(bench, [NONE, LAP], workers=nothing, say=quiet)
+    workspace = workspace_of(little, tmp_path, nothing, finished=True, **options)
+    fitted = fit_rows(workspace, [NONE, LAP])
     assert nothing.jobs_run == []
     assert fitted[0].runs == () and fitted[0].error == "not trained yet"
     assert len(fitted[1].runs) == 1
-    more = bench_of(little, tmp_path, finished=True, trials=2, seeds=(0, 1))
-    (half,) = fit_rows(more, [LAP], workers=nothing, say=quiet)
+    more = workspace_of(little, tmp_path, nothing, finished=True, trials=2, seeds=(0, 1))
+    (half,) = fit_rows(more, [LAP])
     assert half.runs == () and half.error == "not trained yet"
 
 
 def test_a_half_written_run_is_not_picked_up(little, tmp_path, workers):
     options = {"seeds": (0,)}
-    fitted = fit_rows(bench_of(little, tmp_path, **options), [NONE], workers=workers, say=quiet)
-    bench = bench_of(little, tmp_path, **options)
-    folder = bench.store.run_folder(fitted[0].runs[0])
+    fitted = fit_rows(workspace_of(little, tmp_path, workers, **options), [NONE])
+    workspace = workspace_of(little, tmp_path, **options)
+    folder = workspace.store.run_folder(fitted[0].runs[0])
     whole = (folder / "done.json").read_text()
     (folder / "done.json").write_text(whole[: len(whole) // 2])
     again = InProcess()
-    fit_rows(bench_of(little, tmp_path, **options), [NONE], workers=again, say=quiet)
+    fit_rows(workspace_of(little, tmp_path, again, **options), [NONE])
     assert again.jobs_run == [folder]
     after = json.loads((folder / "done.json").read_text())
     assert after["validation"] == json.loads(whole)["validation"]
 
 
 def test_a_run_left_by_other_code_is_trained_anew(little, tmp_path, workers):
-    bench = bench_of(little, tmp_path, seeds=(0,))
-    config = bench.resolve(NONE, "train.seed=0")
-    folder = bench.store.run_folder(config)
+    workspace = workspace_of(little, tmp_path, workers, seeds=(0,))
+    config = workspace.resolve(NONE, "train.seed=0")
+    folder = workspace.store.run_folder(config)
     (folder / "checkpoint").mkdir(parents=True)
     (folder / "checkpoint" / "state.json").write_text('{"identity": {"dataset": "other"}}')
-    fitted = fit_rows(bench, [NONE], workers=workers, say=quiet)
+    fitted = fit_rows(workspace, [NONE])
     assert fitted[0].runs == (config,)
 
 
 def test_a_run_made_before_a_switch_existed_is_found(little, tmp_path, workers):
-    bench = bench_of(little, tmp_path, seeds=(0,))
-    fitted = fit_rows(bench, [NONE], workers=workers, say=quiet)
+    workspace = workspace_of(little, tmp_path, workers, seeds=(0,))
+    fitted = fit_rows(workspace, [NONE])
     config = fitted[0].runs[0]
-    folder = bench.store.run_folder(config)
+    folder = workspace.store.run_folder(config)
     done = json.loads((folder / "done.json").read_text())
     del done["config"]["model"]["products"]
     (folder / "done.json").write_text(json.dumps(done))
@@ -145,13 +137,13 @@ def test_what_does_not_decide_a_result_is_not_in_the_key(little):
 
 
 def test_every_row_is_tried_as_often_and_validation_chooses(little, tmp_path, workers):
-    bench = bench_of(little, tmp_path, trials=3, seeds=(0,))
-    fitted = fit_rows(bench, [LAP, NONE], workers=workers, say=quiet)
+    workspace = workspace_of(little, tmp_path, workers, trials=3, seeds=(0,))
+    fitted = fit_rows(workspace, [LAP, NONE])
     assert [len(each.trials) for each in fitted] == [3, 3]
     for each in fitted:
         best = max(each.trials, key=lambda trial: trial.value)
         assert each.chosen == best.overrides
-        assert each.runs == (bench.resolve(each.row, *best.overrides, "train.seed=0"),)
+        assert each.runs == (workspace.resolve(each.row, *best.overrides, "train.seed=0"),)
     seeds = {open_seed(path) for path in workers.jobs_run}
     assert seeds == {0, 1000}
 
@@ -162,7 +154,7 @@ def open_seed(folder) -> int:
 
 def test_a_row_that_cannot_run_says_why_and_others_go_on(little, tmp_path, workers):
     rows = [Row("misspelt", "lap", ("model.backbone.k3=1",)), NONE]
-    fitted = fit_rows(bench_of(little, tmp_path), rows, workers=workers, say=quiet)
+    fitted = fit_rows(workspace_of(little, tmp_path, workers), rows)
     assert fitted[0].runs == () and "k3" in fitted[0].error
     assert len(fitted[1].runs) == 2
 
@@ -172,26 +164,23 @@ def test_a_row_that_cannot_run_says_why_and_others_go_on(little, tmp_path, worke
     [("objectives.0.weight=1", "none: the list is empty"), ("objectives.weight=1", "no place")],
 )
 def test_a_setting_of_an_objective_that_a_row_lacks(little, tmp_path, workers, setting, said):
-    bench = bench_of(little, tmp_path, extra=(setting,))
-    (fitted,) = fit_rows(bench, [NONE], workers=workers, say=quiet)
+    workspace = workspace_of(little, tmp_path, workers, extra=(setting,))
+    (fitted,) = fit_rows(workspace, [NONE])
     assert fitted.runs == () and said in fitted.error
 
 
 def test_a_row_without_its_data_says_why(little, tmp_path, workers):
     hard = Row("hard", "sim_hard", ("model.backbone.key=brand",))
-    fitted = fit_rows(bench_of(little, tmp_path), [hard], workers=workers, say=quiet)
+    fitted = fit_rows(workspace_of(little, tmp_path, workers), [hard])
     assert fitted[0].runs == () and "brand" in fitted[0].error
 
 
 def test_processes_train_the_same_as_this_one(little, tmp_path, workers):
-    here = bench_of(little, tmp_path / "here", seeds=(0,))
-    there = bench_of(little, tmp_path / "there", seeds=(0,))
-    one = fit_rows(here, [LAP], workers=workers, say=quiet)
-    pool = Workers(2)
-    try:
-        other = fit_rows(there, [LAP], workers=pool, say=quiet)
-    finally:
-        pool.close()
+    here = workspace_of(little, tmp_path / "here", workers, seeds=(0,))
+    one = fit_rows(here, [LAP])
+    with own_workers(2) as pool:
+        there = workspace_of(little, tmp_path / "there", pool, seeds=(0,))
+        other = fit_rows(there, [LAP])
     values = [b.store.finished(f[0].runs[0]) for b, f in ((here, one), (there, other))]
     assert values[0].validation["auc"] == pytest.approx(values[1].validation["auc"], abs=1e-4)
 
@@ -211,18 +200,19 @@ def test_trials_turn_shared_knobs_alike_and_cover_their_values():
 
 @pytest.mark.parametrize(("trials", "extra"), [(12, ()), (6, ("model.embedding.std=0.2",))])
 def test_rows_without_knobs_of_their_own_try_as_much(little, tmp_path, trials, extra):
-    bench = bench_of(little, tmp_path, trials=trials, extra=extra)
+    workspace = workspace_of(little, tmp_path, trials=trials, extra=extra)
     for row in (LAP, NONE, Row("x", "lap_crp", (), CRP_KNOBS)):
         overrides = plan_trials(
             row,
             trials,
             0,
             fixed={each.partition("=")[0] for each in extra},
-            changes=lambda given, row=row: bench.resolve(row, *given) != bench.resolve(row),
+            changes=lambda given, row=row: workspace.resolve(row, *given) != workspace.resolve(row),
         )
-        configs = [bench.resolve(row, *each) for each in overrides]
+        configs = [workspace.resolve(row, *each) for each in overrides]
         assert len({each.model_dump_json() for each in configs}) == trials
-        assert all(config.model.embedding.std == 0.2 for config in configs) or not extra
+        if extra:
+            assert all(config.model.embedding.std == 0.2 for config in configs)
 
 
 def test_more_trials_than_there_are_settings_are_refused():
@@ -290,11 +280,11 @@ def test_a_quick_look_takes_few_first_steps(little):
 
 def test_seeds_of_before_and_after_a_switch_are_seeds_of_one_row(little, tmp_path, workers):
     """Predictions of before carry the digest of settings that did not hold the switch."""
-    bench = bench_of(little, tmp_path)
-    (fitted,) = fit_rows(bench, [NONE], workers=workers, say=quiet)
-    path = bench.store.run_folder(fitted.runs[0]) / "predictions" / "test.npz"
+    workspace = workspace_of(little, tmp_path, workers)
+    (fitted,) = fit_rows(workspace, [NONE])
+    path = workspace.store.run_folder(fitted.runs[0]) / "predictions" / "test.npz"
     replace(load_predictions(path), config="digest of before").save(path)
-    runs = [bench.store.predictions(config, "test", "none") for config in fitted.runs]
+    runs = [workspace.store.predictions(config, "test", "none") for config in fitted.runs]
     check_settings(runs)
 
 
@@ -302,13 +292,13 @@ def test_a_run_of_an_objective_that_was_mended_since_is_not_found(
     little, tmp_path, workers, monkeypatch
 ):
     row = Row("LCN", "lap_crp", ("train.pretrain_steps=1",))
-    (fitted,) = fit_rows(bench_of(little, tmp_path, seeds=(0,)), [row], workers=workers, say=quiet)
+    (fitted,) = fit_rows(workspace_of(little, tmp_path, workers, seeds=(0,)), [row])
     config, manifest = fitted.runs[0], little.manifest
     assert open_store(tmp_path, manifest).finished(config) is not None
     monkeypatch.setattr(Crp, "revision", 7)
     assert open_store(tmp_path, manifest).finished(config) is None
     again = InProcess()
-    fit_rows(bench_of(little, tmp_path, seeds=(0,)), [row], workers=again, say=quiet)
+    fit_rows(workspace_of(little, tmp_path, again, seeds=(0,)), [row])
     mended = open_store(tmp_path, manifest).finished(config)
     assert len(again.jobs_run) == 1 and mended is not None and mended.revisions == {"crp": 7}
 
@@ -323,15 +313,15 @@ def test_a_tuned_row_with_a_trial_that_failed_can_be_shown(little, tmp_path, mon
 
     monkeypatch.setattr(worker, "_train", train)
     options = {"trials": 2, "seeds": (0,)}
-    bench = bench_of(little, tmp_path, **options)
-    (trained,) = fit_rows(bench, [NONE], workers=InProcess(), say=quiet)
+    workspace = workspace_of(little, tmp_path, InProcess(), **options)
+    (trained,) = fit_rows(workspace, [NONE])
     assert math.isnan(trained.trials[1].value) and len(trained.runs) == 1
-    bench = bench_of(little, tmp_path, finished=True, **options)
-    (shown,) = fit_rows(bench, [NONE], workers=InProcess(fail_at=1), say=quiet)
+    workspace = workspace_of(little, tmp_path, InProcess(fail_at=1), finished=True, **options)
+    (shown,) = fit_rows(workspace, [NONE])
     assert shown.runs == trained.runs and shown.chosen == trained.chosen == ()
     monkeypatch.setattr(worker, "_train", real)
     mended = InProcess()
-    (better,) = fit_rows(bench_of(little, tmp_path, **options), [NONE], workers=mended, say=quiet)
+    (better,) = fit_rows(workspace_of(little, tmp_path, mended, **options), [NONE])
     assert len(mended.jobs_run) >= 1 and not math.isnan(better.trials[1].value)
 
 

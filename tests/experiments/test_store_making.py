@@ -5,7 +5,7 @@ import threading
 from lcn.data.dataset import open_dataset
 from lcn.data.sources import synthetic
 from lcn.data.sources.synthetic_config import SyntheticConfig
-from lcn.experiments import planted, subset
+from lcn.experiments import store, subset
 from lcn.experiments.planted import planted_dataset
 from lcn.experiments.subset import take_users
 
@@ -45,7 +45,7 @@ def both(work) -> list:
 def test_two_that_want_the_same_log_make_it_once(tmp_path, monkeypatch):
     counted = Counted(synthetic.generate)
     monkeypatch.setattr(synthetic, "generate", counted)
-    monkeypatch.setattr(planted.os, "getpid", threading.get_ident)
+    monkeypatch.setattr(store.os, "getpid", threading.get_ident)
     config = SyntheticConfig(users=40, source_items=60, target_items=30, categories=5,
                              source_events=15, impressions=8.0, seed=2)  # fmt: skip
     one, other = both(lambda: planted_dataset(config, tmp_path))
@@ -56,7 +56,7 @@ def test_two_that_want_the_same_log_make_it_once(tmp_path, monkeypatch):
 def test_two_that_want_the_same_view_make_it_once(little, tmp_path, monkeypatch):
     counted = Counted(subset.write_manifest)
     monkeypatch.setattr(subset, "write_manifest", counted)
-    monkeypatch.setattr(subset.os, "getpid", threading.get_ident)
+    monkeypatch.setattr(store.os, "getpid", threading.get_ident)
     one, other = both(lambda: take_users(little.folder, tmp_path / "view", 10))
     assert one == other == tmp_path / "view" and counted.calls == 1
     assert len(open_dataset(one).samples["train"]) > 0

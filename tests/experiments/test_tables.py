@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from experiments_bench import InProcess, tiny
+from tiny_experiments import InProcess, tiny, workspace_of
 
 from lcn.errors import ConfigError
 from lcn.evaluate.compare import Difference
@@ -15,8 +15,8 @@ from lcn.experiments import quoted
 from lcn.experiments.measure import comparisons, measure
 from lcn.experiments.record import load_record, now, save_record
 from lcn.experiments.rows import Sizes, resolve
-from lcn.experiments.run import Call, run_experiments, with_origin
-from lcn.experiments.runner import Trial, fit_rows, open_bench
+from lcn.experiments.run import Call, origin_on, run_experiments, with_origin
+from lcn.experiments.runner import Trial, fit_rows
 from lcn.experiments.settings import SETTINGS, Options
 from lcn.experiments.tables import TABLES, judge, run_table, show
 from lcn.experiments.tuning import plan_trials
@@ -67,19 +67,17 @@ def test_table_4_is_one_domain():
 @pytest.fixture(scope="module")
 def first_table(little, tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
-    options = tiny(rows=("w/o CRP", "PT + PS + PC"))
-    bench = open_bench(little.folder, root, options)
-    table = TABLES["table1"](bench.sizes).select(options.rows)
-    workers = InProcess()
-    fitted = fit_rows(bench, table.rows, workers=workers, say=lambda line: None)
-    return bench, table, fitted, measure(bench, table, fitted)
+    workspace = workspace_of(little, root)
+    table = TABLES["table1"](workspace.sizes).select(("w/o CRP", "PT + PS + PC"))
+    fitted = fit_rows(workspace, table.rows)
+    return workspace, table, fitted, measure(workspace, table, fitted)
 
 
 def test_measures_are_those_of_the_saved_predictions(first_table):
-    bench, _, fitted, measured = first_table
+    workspace, _, fitted, measured = first_table
     assert [result.run for result in measured.results] == [each.row.name for each in fitted]
     for each, result in zip(fitted, measured.results, strict=True):
-        runs = [bench.store.predictions(config, "test", "x") for config in each.runs]
+        runs = [workspace.store.predictions(config, "test", "x") for config in each.runs]
         mean = np.mean([auc(run.logit_S, run.label_S) for run in runs])
         assert result.intervals.auc.estimate == pytest.approx(mean)
         assert result.seeds == (0, 1)
@@ -118,31 +116,31 @@ def test_judging():
 
 
 def test_a_table_on_the_whole_way_to_its_record(little, tmp_path, workers):
-    options = tiny(rows=("LCN w/o CRP",), seeds=(0,))
-    bench = open_bench(little.folder, tmp_path, options)
-    finding = run_table("table4", bench, workers=workers, say=lambda line: None)
+    workspace = workspace_of(little, tmp_path, workers, rows=("LCN w/o CRP",), seeds=(0,))
+    finding = run_table("table4", workspace)
     assert [row.name for row in finding.rows] == ["no lifelong", "SIM Soft", "LCN w/o CRP"]
     results = finding.panels[0]
     assert "AUC quoted, industrial" in results.head
     ours = next(row for row in results.rows if row[0].text == "LCN w/o CRP")
     assert ours[results.head.index("AUC quoted, industrial")].text == "0.7076"
     assert all(len(row) == len(results.head) for row in results.rows)
-    record = with_origin("table4", finding, bench, Call(command="lcn", now=now()), 1.0)
-    path = save_record(bench.store.record_path("table4"), record)
+    origin = origin_on(workspace, Call(command="lcn", now=now()))
+    record = with_origin("table4", finding, origin, tmp_path)
+    path = save_record(workspace.store.record_path("table4"), record)
     assert load_record(path) == record
     assert record.origin.run_commits and record.origin.run_seconds > 0
     json.loads(path.read_text())
 
 
 def test_runs_that_were_best_where_they_ended_are_counted(first_table):
-    bench, table, fitted, measured = first_table
-    path = bench.store.run_folder(fitted[0].runs[0]) / "done.json"
+    workspace, table, fitted, measured = first_table
+    path = workspace.store.run_folder(fitted[0].runs[0]) / "done.json"
     before = path.read_text()
     facts = json.loads(before)
     assert facts["best_step"] == facts["steps"], "one epoch: there was one look"
     try:
         path.write_text(json.dumps({**facts, "best_step": facts["steps"] - 1}))
-        results = show(bench, table, fitted, measured).panels[0]
+        results = show(workspace, table, fitted, measured).panels[0]
     finally:
         path.write_text(before)
     place = results.head.index("still rising")
@@ -150,9 +148,7 @@ def test_runs_that_were_best_where_they_ended_are_counted(first_table):
 
 
 def test_quick_makes_a_view_and_a_record(little, tmp_path, monkeypatch, workers):
-    from lcn.experiments import run
-
-    monkeypatch.setattr(run, "QUICK_USERS", 20)
+    monkeypatch.setattr("lcn.experiments.subset.QUICK_USERS", 20)
     monkeypatch.setattr("lcn.experiments.runner.Workers", lambda jobs: workers)
     options = tiny(rows=("w/o CRP",), quick=True, trials=3, seeds=(0, 1, 2))
     call = Call(command="lcn", now=now())
@@ -173,11 +169,11 @@ def test_defaults_are_the_papers_sizes_and_presets_are_by_name():
 
 def test_the_choice_is_shown_with_its_own_value(first_table):
     """By log loss the best is the lowest; a trial that failed is none of the others."""
-    bench, table, fitted, measured = first_table
+    workspace, table, fitted, measured = first_table
     tried = (Trial((), math.nan), Trial(("a=1",), 0.45), Trial(("a=2",), 0.6))
     tuned = [replace(each, trials=tried, chosen=("a=1",)) for each in fitted]
-    bench = replace(bench, options=replace(bench.options, trials=3))
-    choices = show(bench, table, tuned, measured).panels[-1]
+    workspace = replace(workspace, options=replace(workspace.options, trials=3))
+    choices = show(workspace, table, tuned, measured).panels[-1]
     assert choices.head[2:4] == ("as chosen", "as it stands")
     assert [cell.text for cell in choices.rows[0][1:4]] == ["3", "0.4500", "-"]
 
@@ -200,5 +196,5 @@ def test_an_experiment_that_cannot_be_done_ends_no_other(little, tmp_path, monke
             ["table1"], [nowhere, little.folder], options, call, root=tmp_path, say=told.append
         )
     assert any("not done: table1 on nowhere" in line for line in told)
-    bench = open_bench(little.folder, tmp_path, options)
-    assert load_record(bench.store.record_path("table1")).rows
+    workspace = workspace_of(little, tmp_path)
+    assert load_record(workspace.store.record_path("table1")).rows

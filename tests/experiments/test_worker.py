@@ -5,15 +5,16 @@ import json
 import math
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from experiments_bench import InProcess, tiny
+from tiny_experiments import InProcess, workspace_of
 
 from lcn.evaluate.metrics import GroupedAuc
 from lcn.experiments import worker
 from lcn.experiments.rows import Row
-from lcn.experiments.runner import fit_rows, open_bench
+from lcn.experiments.runner import fit_rows
 from lcn.experiments.worker import Job, run_job
 from lcn.train import checkpoint, loop
 
@@ -24,22 +25,19 @@ def full(*args) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def quiet(line: str) -> None:
-    del line
-
-
 @pytest.fixture
-def bench(little, tmp_path):
-    return open_bench(little.folder, tmp_path, tiny(seeds=(0,)))
+def workspace(little, tmp_path):
+    return workspace_of(little, tmp_path, seeds=(0,))
 
 
-def job_of(bench, *overrides: str) -> Job:
-    config = bench.resolve(NONE, "train.seed=0", "train.checkpoint_every=1", *overrides)
-    return Job(config.model_dump_json(), bench.store.run_folder(config), bench.store.fingerprint)
+def job_of(workspace, *overrides: str) -> Job:
+    config = workspace.resolve(NONE, "train.seed=0", "train.checkpoint_every=1", *overrides)
+    store = workspace.store
+    return Job(config.model_dump_json(), store.run_folder(config), store.fingerprint)
 
 
-def test_a_full_disk_takes_no_checkpoint(bench, monkeypatch):
-    job, real, saved = job_of(bench), checkpoint.save_file, []
+def test_a_full_disk_takes_no_checkpoint(workspace, monkeypatch):
+    job, real, saved = job_of(workspace), checkpoint.save_file, []
 
     def until_full(tensors, path) -> None:
         saved.append(path)
@@ -69,15 +67,15 @@ def test_a_full_disk_takes_no_checkpoint(bench, monkeypatch):
         b'{"identity": {"dataset": "other"}}',
     ],
 )
-def test_a_checkpoint_that_cannot_be_read_is_started_over(bench, state):
-    job = job_of(bench)
+def test_a_checkpoint_that_cannot_be_read_is_started_over(workspace, state):
+    job = job_of(workspace)
     (job.folder / "checkpoint").mkdir(parents=True)
     (job.folder / "checkpoint" / "state.json").write_bytes(state)
     assert run_job(job).done is not None
 
 
-def test_a_checkpoint_of_other_code_is_started_over(bench, monkeypatch):
-    job, real = job_of(bench), checkpoint.save_file
+def test_a_checkpoint_of_other_code_is_started_over(workspace, monkeypatch):
+    job, real = job_of(workspace), checkpoint.save_file
 
     def killed(tensors, path) -> None:
         real(tensors, path)
@@ -95,7 +93,7 @@ def test_a_checkpoint_of_other_code_is_started_over(bench, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("logit holds NaN"), OSError(5, "I/O error")])
-def test_a_failure_that_nobody_foresaw_ends_its_row_alone(bench, monkeypatch, error):
+def test_a_failure_that_nobody_foresaw_ends_its_row_alone(workspace, monkeypatch, error):
     real = worker._train
 
     def train(config, folder: Path) -> int:
@@ -104,14 +102,14 @@ def test_a_failure_that_nobody_foresaw_ends_its_row_alone(bench, monkeypatch, er
         return real(config, folder)
 
     monkeypatch.setattr(worker, "_train", train)
-    lap, none = fit_rows(bench, [LAP, NONE], workers=InProcess(), say=quiet)
+    lap, none = fit_rows(workspace, [LAP, NONE])
     assert lap.runs == () and len(none.runs) == 1
     for part in ("LAP, seed 0", type(error).__name__, str(error), "worker.py, line"):
         assert part in lap.error
 
 
-def test_what_a_run_needs_to_go_on_stays_until_it_is_done(bench, monkeypatch):
-    job = job_of(bench)
+def test_what_a_run_needs_to_go_on_stays_until_it_is_done(workspace, monkeypatch):
+    job = job_of(workspace)
     monkeypatch.setattr(worker, "write_whole", full)
     assert "No space left" in run_job(job).error
     assert (job.folder / "checkpoint" / "state.json").exists()
@@ -120,7 +118,7 @@ def test_what_a_run_needs_to_go_on_stays_until_it_is_done(bench, monkeypatch):
     assert not (job.folder / "checkpoint").exists()
 
 
-def test_a_run_names_the_commit_it_began_at(bench, monkeypatch):
+def test_a_run_names_the_commit_it_began_at(workspace, monkeypatch):
     from lcn.train import record
 
     commits = iter(["before", *["after"] * 9])
@@ -133,19 +131,18 @@ def test_a_run_names_the_commit_it_began_at(bench, monkeypatch):
 
     monkeypatch.setattr(worker, "_train", train)
     monkeypatch.setattr(record, "commit", lambda: next(commits))
-    found = run_job(job_of(bench))
+    found = run_job(job_of(workspace))
     assert found.done is not None and found.done.commit == "before"
 
 
-def test_a_row_whose_validation_is_undefined_says_so(bench, little, tmp_path, monkeypatch):
+def test_a_row_whose_validation_is_undefined_says_so(workspace, little, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "gauc", lambda *_: GroupedAuc(math.nan, 0.0))
-    options = tiny(seeds=(0,), trials=2, extra=("train.monitor=gauc",))
+    options = {"seeds": (0,), "trials": 2, "extra": ("train.monitor=gauc",)}
     for _ in range(2):  # also where its runs are there already
-        tuned = open_bench(little.folder, tmp_path, options)
-        (row,) = fit_rows(tuned, [NONE], workers=InProcess(), say=quiet)
+        (row,) = fit_rows(workspace_of(little, tmp_path, **options), [NONE])
         assert row.runs == () and "gauc, which is undefined here" in row.error
     # Monitored by another metric, the run is whole and found again.
-    job = job_of(bench)
+    job = job_of(workspace)
     for _ in range(2):
         found = run_job(job)
         assert found.done is not None and found.error == ""
@@ -170,7 +167,9 @@ class Killed(InProcess):
 
 
 @pytest.mark.parametrize(("times", "trained"), [(1, 1), (9, 0)])
-def test_a_killed_process_ends_no_other_row(bench, times, trained):
-    lap, none = fit_rows(bench, [LAP, NONE], workers=Killed("LAP", times), say=quiet)
+def test_a_killed_process_ends_no_other_row(workspace, times, trained):
+    killed = replace(workspace, workers=Killed("LAP", times))
+    lap, none = fit_rows(killed, [LAP, NONE])
     assert len(lap.runs) == trained and len(none.runs) == 1
-    assert trained or "LAP seed 0: a worker process was killed" in lap.error
+    if not trained:
+        assert "LAP seed 0: a worker process was killed" in lap.error

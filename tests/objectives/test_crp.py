@@ -19,10 +19,11 @@ from objective_bench import (
     make_view,
     ordinary,
 )
+from pydantic import ValidationError
 
 from lcn.errors import ConfigError
 from lcn.objectives.contrast import unit
-from lcn.objectives.crp import Pairs, chance_level, draw_negatives, draw_pairs
+from lcn.objectives.crp import LikedConfig, Pairs, draw_negatives, draw_pairs
 
 TAU = 0.3
 
@@ -256,11 +257,6 @@ def test_warm_up_rises_linearly(toy):
     assert rises == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
 
 
-def test_chance_level():
-    assert chance_level(7, "infonce") == pytest.approx(math.log(8))
-    assert chance_level(7, "paper") == pytest.approx(math.log(7))
-
-
 def test_an_item_is_no_negative_of_itself_in_the_paper_form(toy, monkeypatch):
     """Its cosine of 1 has no gradient and would rule the sum."""
     model = make_model(toy).double()
@@ -284,3 +280,9 @@ def test_zero_vectors_have_no_direction_and_no_gradient():
     assert torch.allclose(scaled[1], torch.tensor([0.6, 0.8]))
     (scaled * torch.tensor([1.0, 2.0])).sum().backward()
     assert torch.equal(x.grad[0], torch.zeros(2)) and x.grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("half", [{"field": "kind"}, {"values": ["yes"]}])
+def test_half_a_statement_of_what_is_liked_is_refused(half):
+    with pytest.raises(ValidationError, match="both field and values"):
+        LikedConfig(**half)

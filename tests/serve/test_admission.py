@@ -14,7 +14,7 @@ from test_http import ITEMS, event, live, now
 
 from lcn.serve.admission import LATE_SHARE, WAIT_SHARE, Admission, Overloaded, Ticket
 from lcn.serve.client import Refused
-from lcn.serve.limits import Limits
+from lcn.serve.limits import RequestLimits
 
 
 @dataclass
@@ -133,7 +133,7 @@ def test_patient_requests_leave_room_for_others() -> None:
 def test_the_time_a_request_says_it_has(body: bytes, left_s: float) -> None:
     """Read from its bytes; a number in other words counts as none."""
     asked = []
-    limits = Limits(None, None, 99, 1.0, asked.append, 100.0)  # type: ignore[arg-type]
+    limits = RequestLimits(None, None, 99, 1.0, asked.append, 100.0)  # type: ignore[arg-type]
     found = limits._left_s({"type": "http.request", "body": body}, time.monotonic())
     assert found == pytest.approx(left_s, abs=0.01)
 

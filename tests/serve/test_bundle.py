@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from serve_world import parts_of
 
-from lcn.data.cache import sha256_of
 from lcn.errors import CheckpointError, ServeError
+from lcn.files import sha256_of
 from lcn.serve.bundle import load_bundle, write_bundle
 from lcn.serve.registry import bundle_path
 

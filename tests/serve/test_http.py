@@ -127,6 +127,15 @@ def test_explanations_name_events_of_the_history(client: Client) -> None:
     assert many.explanation is not None and len(many.explanation["candidates"]) == 20
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_a_moment_in_another_unit_is_refused(client: Client, factor: float) -> None:
+    """Seconds would lie before every event: an empty history, and no word of it."""
+    now = 1_700_000_000_000
+    with pytest.raises(Refused, match="UTC milliseconds"):
+        client.rank("someone", ITEMS, time=int(now * factor))
+    assert client.rank("someone", ITEMS, time=now).scores
+
+
 def test_times_are_checked_one_by_one(client: Client) -> None:
     """F-04, F-05."""
     moment = now()

@@ -2,6 +2,7 @@
 
 import pytest
 from killed import check_resumes
+from toy import SMALL_LAP
 
 from lcn.config import load_config
 from lcn.data.dataset import Dataset
@@ -9,18 +10,9 @@ from lcn.errors import ConfigError
 from lcn.objectives.crp import Crp
 from lcn.train import RunConfig, open_run, train
 
-SMALL = [
-    "batch.size=64",
-    "batch.lifelong=30",
-    "batch.short=5",
-    "batch.group=4",
-    "model.width=8",
-    "model.field_width=8",
-    "model.short={width: 8, heads: 2}",
-    "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}",
-    "model.hidden=[16]",
+SETTINGS = [
+    *SMALL_LAP,
     "objectives=[{name: crp, weight: 0.01, temperature: 0.1}]",
-    "train.epochs=1",
     "train.pretrain_steps=20",
     "train.checkpoint_every=4",
     "train.log_every=1",
@@ -29,7 +21,7 @@ SMALL = [
 
 
 def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
-    return load_config(RunConfig, None, [f"dataset={dataset.folder}", *SMALL, *overrides])
+    return load_config(RunConfig, None, [f"dataset={dataset.folder}", *SETTINGS, *overrides])
 
 
 def losses(folder, kind: str, name: str) -> list[float]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killed import check_resumes
-from toy import KINDS, make_toy
+from toy import KINDS, SMALL_LAP, make_toy
 
 from lcn.api import recipe
 from lcn.config import load_config
@@ -19,17 +19,8 @@ from lcn.schema import UNKNOWN, Field, SplitTimes, write_manifest
 from lcn.train import RunConfig, open_run, train
 
 VALIDATION_FROM = 800_000_000
-SMALL = [
-    "batch.size=64",
-    "batch.lifelong=30",
-    "batch.short=5",
-    "batch.group=4",
-    "model.width=8",
-    "model.field_width=8",
-    "model.short={width: 8, heads: 2}",
-    "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}",
-    "model.hidden=[16]",
-    "train.epochs=1",
+SETTINGS = [
+    *SMALL_LAP,
     "train.source_steps=20",
     "train.checkpoint_every=4",
     "train.log_every=1",
@@ -119,7 +110,7 @@ def test_what_comes_after_the_training_days_changes_nothing(told):
 
 
 def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
-    return load_config(RunConfig, None, [f"dataset={dataset.folder}", *SMALL, *overrides])
+    return load_config(RunConfig, None, [f"dataset={dataset.folder}", *SETTINGS, *overrides])
 
 
 def test_source_steps_come_first_and_change_the_model(told, tmp_path):
@@ -244,3 +235,13 @@ def test_a_mapping_names_a_context_field():
     stated = {"field": "ratings", "clicked": ("5",), "shown": ("1",)}
     with pytest.raises(ValueError, match="rating"):
         Mapping(name="x", events=(events,), impressions=(), responses=stated)
+
+
+def test_labels_known_when_validation_has_begun_are_left_out(told):
+    manifest = told.manifest
+    delay = VALIDATION_FROM // 10
+    write_manifest(told.folder, manifest.model_copy(update={"known_after": delay}))
+    times = source_clicks(open_dataset(told.folder)).time_S
+    everything = source_clicks(told).time_S
+    assert 0 < len(times) < len(everything)
+    assert times.max() + delay < VALIDATION_FROM

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from killed import check_resumes
+from toy import SMALL_LAP
 
 from lcn.config import load_config
 from lcn.data.dataset import Dataset
@@ -26,17 +27,9 @@ from lcn.train.checkpoint import find_checkpoint, load_weights
 def config_for(dataset: Dataset, *overrides: str) -> RunConfig:
     small = [
         f"dataset={dataset.folder}",
-        "batch.size=64",
-        "batch.lifelong=30",
-        "batch.short=5",
-        "batch.group=4",
-        "model.width=8",
-        "model.field_width=8",
-        "model.short={width: 8, heads: 2}",
-        "model.backbone={name: lap, k1: 12, k2: 4, width: 8, heads: 2}",
+        *SMALL_LAP,
         "model.embedding.sparse_from=50",
         "model.dropout=0.1",
-        "model.hidden=[16]",
         "objectives=[{name: crp, weight: 0.01}]",
         "train.epochs=3",
         "train.patience=9",
@@ -104,6 +97,13 @@ def test_a_non_finite_loss_stops_before_the_parameters_change(toy: Dataset, tmp_
     # The checkpoint after the last good step is the state the process died with.
     assert state["progress"]["step"] >= 1
     assert all(torch.isfinite(w).all() for w in weights(tmp_path / "r").values())
+
+
+def test_predictions_that_are_not_finite_stop_training(toy: Dataset, tmp_path: Path) -> None:
+    """The last step of an epoch may ruin the parameters: no later loss tells."""
+    config = config_for(toy, "train.learning_rate=1e30", "train.evaluate_every=1", "objectives=[]")
+    with pytest.raises(TrainingError, match="after step 1 are not finite"):
+        train(config, tmp_path / "r", progress=False)
 
 
 def test_early_stopping_keeps_the_best_not_the_last(toy: Dataset, tmp_path: Path) -> None:
@@ -284,11 +284,11 @@ def test_a_resume_that_cannot_write_leaves_the_settings(
     train(config, tmp_path / "r", progress=False)
     before = (tmp_path / "r/config.yaml").read_bytes()
 
-    def full(self: Path, text: str, encoding: str | None = None) -> int:
-        self.write_bytes(b"")
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match="No space left"):
         train(config_for(toy, "train.epochs=2"), tmp_path / "r", resume=True, progress=False)
     assert (tmp_path / "r/config.yaml").read_bytes() == before
@@ -338,3 +338,15 @@ def test_kill_9_at_random_moments_always_resumes(toy: Dataset, tmp_path: Path) -
     train(config, tmp_path / "cut", resume=True, progress=False)
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_folder_takes_one_training_at_a_time(toy: Dataset, tmp_path: Path) -> None:
+    config = config_for(toy, "objectives=[]")
+
+    def start_another(step: int) -> None:
+        if step == 1:
+            with pytest.raises(ConfigError, match="another process is training"):
+                train(config, tmp_path / "r", resume=True, progress=False)
+
+    train(config, tmp_path / "r", progress=False, after_step=start_another)
+    assert train(config, tmp_path / "r", resume=True, progress=False).steps

@@ -171,9 +171,12 @@ class Backbone(nn.Module, ABC, Generic[StateT]):
 
     @classmethod
     def trains_search(cls, config: Any) -> bool:
-        """Whether the click losses move the vectors that it searches with, were they its own."""
+        """Whether the click losses move the vectors that it searches with, were they its own.
+
+        Codes of hashes have no gradient.
+        """
         del config
-        return cls.searches
+        return cls.searches and not cls.searches_by_angle
 
     @abstractmethod
     def encode(self, history: History) -> StateT:
@@ -282,11 +285,8 @@ def describe_level(
     with torch.no_grad():
         if selection.kept_CK is not None:
             # Ties go to the later row, so rows stand in time order.
-            row_CN = selection.kept_CK.sort(1).values
-            row_CN, mask_CN = row_CN.clamp(min=0), row_CN >= 0
-        else:
-            assert selection.span_C2 is not None
-            row_CN, mask_CN = reference.rows_of_span(selection.span_C2)
+            selection = Selection(kept_CK=selection.kept_CK.sort(1).values)
+        row_CN, mask_CN = selection.rows()
         score_CHN = reference.score_rows(rows.widened(), row_CN, mask_CN, scoring)
         weight_CN = reference.weigh(score_CHN, "softmax").mean(1)
         rank_CN = score_CHN[:, 0] if score_CHN.shape[1] == 1 else weight_CN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import UInt8
@@ -74,12 +74,6 @@ class Eta(Backbone[EtaState]):
             if value < 32 or value % 32:
                 raise ValueError("must be a multiple of 32")
             return value
-
-    @classmethod
-    def trains_search(cls, config: Any) -> bool:
-        """Codes of hashes have no gradient."""
-        del config
-        return False
 
     def __init__(self, config: Eta.Config, features: Features) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, TargetAttention
 from lcn.nn.mlp import mlp
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Scoring
-from lcn.ops.reference import rows_of_span, score_rows
+from lcn.ops.reference import longest, score_rows
 
 PyramidNorm = Literal["softmax", "mean", "raw", "raw_ln"]
 
@@ -213,7 +213,8 @@ class Lap(Backbone[LapState]):
         """The real cascade: the median scope's ranking of what the complete scope passes."""
         csa, whole = self._csa_scoring(query), Selection(span_C2=span_C2)
         if self.msa is None or self.fsa is None:
-            return _best(whole, state.complete, csa, keep)
+            kept_CK = _best(whole, state.complete, csa, keep - self._extra(keep))
+            return self._joined(kept_CK, state, query, span_C2, keep)
         selection = whole
         if self.config.k1:
             first = self.config.k1 - self._extra(self.config.k1)
@@ -227,16 +228,22 @@ class Lap(Backbone[LapState]):
         self, state: LapState, query: Query
     ) -> tuple[tuple[str, HistoryRows, Scoring], ...]:
         """How each scope in use scores rows, any rows: its name, the rows it reads, the scoring."""
-        found = [(", complete scope", state.complete, self._csa_scoring(query))]
+        found = [("complete", state.complete, self._csa_scoring(query))]
         if self.msa is not None:
             msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
-            found.append((", median scope", state.rows, msa))
+            found.append(("median", state.rows, msa))
         if self.fsa is not None:
-            found.append((", focused scope", state.rows, self.final_scoring(query)))
+            found.append(("focused", state.rows, self.final_scoring(query)))
         return tuple(found)
 
     def passing(self, k1: int) -> Lap:
-        """The same trained pyramid with another K1, sharing all parameters (Figure 5b)."""
+        """The same trained pyramid with another K1, sharing all parameters (Figure 5b).
+
+        Raises:
+            ConfigError: a pyramid without a median scope, which K1 is the length of.
+        """
+        if self.msa is None:
+            raise ConfigError("K1 is the median scope's, and this model has none (use_msa: false)")
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"k1": k1})
         return other
@@ -244,20 +251,14 @@ class Lap(Backbone[LapState]):
     def _describe(
         self, state: LapState, query: Query, seen: dict[str, Selection]
     ) -> tuple[Level, ...]:
-        config = self.config
         span_C2 = seen["complete"].span_C2
         assert span_C2 is not None
-        k1 = config.k1 or _longest(span_C2)
-        csa = self._csa_scoring(query)
-        found = (describe_level("complete", state.complete, seen["complete"], csa, k1),)
-        k2 = config.k2 or k1
-        if self.msa is not None:
-            msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
-            found += (describe_level("median", state.rows, seen["median"], msa, k2),)
-        if self.fsa is not None:
-            final = self.final_scoring(query)
-            found += (describe_level("focused", state.rows, seen["focused"], final, k2),)
-        return found
+        k1 = self.config.k1 or longest(span_C2)
+        keep = {"complete": k1, "median": self.config.k2 or k1, "focused": self.config.k2 or k1}
+        return tuple(
+            describe_level(name, rows, seen[name], scoring, keep[name])
+            for name, rows, scoring in self.stage_scorings(state, query)
+        )
 
     def _passing(self) -> int:
         """Rows that the complete scope passes to a next level; 0: all, or there is none."""
@@ -303,21 +304,13 @@ class Lap(Backbone[LapState]):
 
     def _distillation(self, state: LapState, query: Query, selection: Selection) -> Tensor:
         """KL of each level from the one above it, over the rows that pass the complete scope."""
-        if selection.kept_CK is not None:
-            row_CN, mask_CN = selection.kept_CK.clamp(min=0), selection.kept_CK >= 0
-        else:
-            assert selection.span_C2 is not None
-            row_CN, mask_CN = rows_of_span(selection.span_C2)
-        complete, rows = state.complete.widened(), state.rows.widened()
-        scored = [score_rows(complete, row_CN, mask_CN, self._csa_scoring(query))]
-        if self.msa is not None:
-            msa = self.msa.scoring(query.vector_CD, query.time_C, heads=1)
-            scored.append(score_rows(rows, row_CN, mask_CN, msa))
-        if self.fsa is not None:
-            with torch.no_grad():
-                fsa = self.fsa.scoring(query.vector_CD, query.time_C)
-                scored.append(score_rows(rows, row_CN, mask_CN, fsa))
-        return teach_down(scored)
+        row_CN, mask_CN = selection.rows()
+        return teach_down(
+            [
+                score_rows(rows.widened(), row_CN, mask_CN, scoring)
+                for _, rows, scoring in self.stage_scorings(state, query)
+            ]
+        )
 
     def _check_switches(self) -> None:
         config = self.config
@@ -390,7 +383,3 @@ def _best(selection: Selection, rows: HistoryRows, scoring: Scoring, keep: int) 
 
 def _op_norm(norm: PyramidNorm) -> Literal["softmax", "mean", "raw"]:
     return "raw" if norm == "raw_ln" else norm
-
-
-def _longest(span_C2: Tensor) -> int:
-    return max(int((span_C2[:, 1] - span_C2[:, 0]).max()) if len(span_C2) else 0, 1)

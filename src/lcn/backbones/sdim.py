@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -91,12 +91,6 @@ class Sdim(Backbone[SdimState]):
                     f"hashes must be a multiple of group ({self.group}), got {self.hashes}"
                 )
             return self
-
-    @classmethod
-    def trains_search(cls, config: Any) -> bool:
-        """Codes of hashes have no gradient."""
-        del config
-        return False
 
     def __init__(self, config: Sdim.Config, features: Features) -> None:
         super().__init__()

@@ -32,6 +32,7 @@ from lcn.errors import ConfigError
 from lcn.nn.attention import ContextTable, Selection, project_values
 from lcn.ops import HistoryRows, Pool, Scoring
 from lcn.ops.merge_heads import merge_heads
+from lcn.ops.reference import longest
 
 Select = Literal["round_robin", "mean_alpha", "per_head"]
 
@@ -207,7 +208,7 @@ class Twin(Backbone[TwinState]):
         whole, search = Selection(span_C2=span_C2), self._search(query)
         kept_CK = _aggregate(state.rows, search, span_C2, self.config.keep, self.config.select)
         kept = Selection(kept_CK=kept_CK)
-        seen = describe_level("search", state.rows, whole, search, _longest(span_C2))
+        seen = describe_level("search", state.rows, whole, search, longest(span_C2))
         # The stage's own order, with the weights of the whole span.
         same_CKN = kept_CK[:, :, None] == seen.kept_CK[:, None, :]
         weight_CK = (same_CKN * seen.weight_CK[:, None, :]).sum(-1) * (kept_CK >= 0)
@@ -247,7 +248,3 @@ def _pool_per_head(rows: HistoryRows, scoring: Scoring, kept_CHK: Tensor) -> Poo
         torch.cat([pool.weight_CHV for pool in pools], 1),
         None,
     )
-
-
-def _longest(span_C2: Tensor) -> int:
-    return max(int((span_C2[:, 1] - span_C2[:, 0]).max()) if len(span_C2) else 0, 1)

@@ -31,7 +31,7 @@ from lcn.errors import ServeError
 from lcn.schema import FIRST_VALUE
 from lcn.serve.bundle import BundleParts, write_bundle
 from lcn.serve.client import Client
-from lcn.serve.names import Names
+from lcn.serve.names import NameTables
 from lcn.serve.store import open_store
 from lcn.serve.store.base import Limits
 from lcn.serve.store.bulk import load_dataset
@@ -338,7 +338,7 @@ def _quantile_ms(latency: Sequence[float] | NDArray[np.float64], share: float) -
     return 1000 * float(np.quantile(latency, share)) if len(latency) else float("nan")
 
 
-def _names(items: int, users: int) -> Names:
+def _names(items: int, users: int) -> NameTables:
     def values(size: int) -> pa.Table:
         index = range(FIRST_VALUE, size)
         return pa.table({"value": [f"v{n}" for n in index], "index": pa.array(index, pa.int32())})
@@ -347,7 +347,7 @@ def _names(items: int, users: int) -> Names:
     # Address 0 is an item like the others here; its key must be found, so none is left out.
     table = pa.table({"address": pa.array(range(items), pa.int32()), "key": keys, "title": keys})
     people = {"address": pa.array(range(users), pa.int32()), "key": [str(u) for u in range(users)]}
-    return Names(
+    return NameTables(
         table,
         pa.table(people),
         {("event", "behaviour"): values(6), ("request", "hour"): values(26)},

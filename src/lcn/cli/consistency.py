@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lcn.cli.output import result_console, seed_option
-from lcn.schema import SPLITS
+from lcn.cli.output import dataset_option, result_console, seed_option, split_option
+from lcn.schema import Split
 
 if TYPE_CHECKING:
     from lcn.evaluate.readings import ConsistencyRow
@@ -19,21 +19,40 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@split_option()
+@dataset_option
 @click.option(
-    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Which samples."
+    "--size",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Rows in the exact set.",
 )
-@click.option("--dataset", help="Where the dataset is now, if it has moved.")
-@click.option("--size", default=50, show_default=True, help="Rows in the exact set.")
 @click.option(
-    "--least", default=100, show_default=True, help="Impressions with fewer rows are left out."
+    "--least",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="Impressions with fewer rows are left out.",
 )
-@click.option("--limit", default=2000, show_default=True, help="Impressions at most; 0 takes all.")
-@click.option("--k1", type=int, multiple=True, help="For LAP: also with this K1 (0: all rows).")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=2000,
+    show_default=True,
+    help="Impressions at most; 0 takes all.",
+)
+@click.option(
+    "--k1",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="For LAP: also with this K1 (0: all rows).",
+)
 @seed_option("Which impressions are drawn.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 def consistency(
     runs: tuple[Path, ...],
-    split: str,
+    split: Split,
     dataset: str | None,
     k1: tuple[int, ...],
     as_json: bool,
@@ -47,15 +66,14 @@ def consistency(
     """
     from lcn.api import consistency as measure
     from lcn.evaluate.consistency import ConsistencyConfig
+    from lcn.evaluate.tables import plain
 
     config = ConsistencyConfig(**sizes)
     rows = [
-        row
-        for run in runs
-        for row in measure(run, split, config=config, k1=k1, dataset=dataset)  # type: ignore[arg-type]
+        row for run in runs for row in measure(run, split, config=config, k1=k1, dataset=dataset)
     ]
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        click.echo(json.dumps(plain([asdict(row) for row in rows]), indent=1))
         return
     _print(rows)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from lcn.errors import LcnError
 
 if TYPE_CHECKING:
     from lcn.data.sources import LogSource
@@ -95,7 +98,7 @@ def show_mapping(name: str, path: Path | None, settings: tuple[str, ...], as_jso
     from lcn.config import dump_config
 
     source = _source(name)
-    options = source_options(source, settings)
+    options = source_options(name, settings)
     click.echo(source.licence, err=True)
     mapping = source.mapping(_fetch(source, path), **options)
     if as_json:
@@ -183,13 +186,14 @@ def _report(out: Path, mapping: Path | None, config: dict[str, Any], as_json: bo
         click.echo(f"Wrote {out}; read it by `lcn data fetch taobao-ad --path {out}`")
 
 
-def _source(name: str) -> LogSource:
-    from lcn.data.sources import SOURCES
-    from lcn.errors import nearest
+def _source(name: str, options: Iterable[str] = ()) -> LogSource:
+    """A source; what it does not have is wrong usage."""
+    from lcn.data.sources import find_source
 
-    if name not in SOURCES:
-        raise click.UsageError(f"no source is called {name!r}{nearest(name, SOURCES)}")
-    return SOURCES[name]
+    try:
+        return find_source(name, options)
+    except LcnError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _fetch(source: LogSource, path: Path | None) -> Path:
@@ -201,25 +205,20 @@ def _fetch(source: LogSource, path: Path | None) -> Path:
         return source.fetch(cache_home(os.environ), path)
 
 
-def source_options(source: LogSource, settings: tuple[str, ...]) -> dict[str, Any]:
+def source_options(name: str, settings: tuple[str, ...]) -> dict[str, Any]:
     """Parse `--set key=value`; only options the source declares are known."""
     import yaml
 
-    from lcn.errors import nearest
-
-    known = [option.partition(":")[0] for option in source.options]
     options = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise click.UsageError(f"--set {setting!r} is not of the form KEY=VALUE")
-        if key not in known:
-            hint = nearest(key, known) if known else "; this source has none"
-            raise click.UsageError(f"unknown option {key!r}{hint}")
         try:
             options[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise click.UsageError(f"--set {setting!r}: the value is not valid YAML") from error
+    _source(name, options)
     return options
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lcn.cli.output import resamples_option
+
 if TYPE_CHECKING:
     from lcn.experiments.expect import Expectation
     from lcn.experiments.facts import LogFacts
@@ -22,7 +24,7 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     help="A record of `lcn experiment conditions`; by default the packaged one.",
 )
-@click.option("--resamples", default=200, show_default=True, type=click.IntRange(min=2))
+@resamples_option(200)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def diagnose(dataset: Path, conditions: Path | None, resamples: int, as_json: bool) -> None:
     """Read from a prepared DATASET whether lifelong cross-domain modelling is likely to pay.

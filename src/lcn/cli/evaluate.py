@@ -6,31 +6,26 @@ from pathlib import Path
 
 import click
 
-from lcn.cli.output import result_console, seed_option
-from lcn.schema import SPLITS
-
-_SPLIT = click.option(
-    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Which samples."
+from lcn.cli.output import (
+    dataset_option,
+    resamples_option,
+    result_console,
+    seed_option,
+    split_option,
 )
-_DATASET = click.option("--dataset", help="Where the dataset is now, if it has moved.")
+from lcn.schema import Split
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_SPLIT
-@_DATASET
-@click.option(
-    "--resamples",
-    type=click.IntRange(min=2),
-    default=200,
-    show_default=True,
-    help="Bootstrap resamples of users.",
-)
+@split_option()
+@dataset_option
+@resamples_option(200)
 @seed_option("Seed of the resampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     runs: tuple[Path, ...],
-    split: str,
+    split: Split,
     dataset: str | None,
     resamples: int,
     seed: int,
@@ -44,28 +39,31 @@ def evaluate(
     from lcn.api import evaluate as evaluate_runs
     from lcn.evaluate.tables import results_json, results_table
 
-    rows = evaluate_runs(runs, split, dataset=dataset, resamples=resamples, seed=seed)  # type: ignore[arg-type]
+    rows = evaluate_runs(runs, split, dataset=dataset, resamples=resamples, seed=seed)
     if as_json:
         click.echo(results_json(rows))
         return
     result_console().print(results_table(rows))
-    if len(runs) > 1:
+    if len(rows) > 1 and len({row.seeds for row in rows}) == 1:
         click.echo(f"next: lcn compare {' '.join(str(run) for run in runs)}")
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@_SPLIT
-@_DATASET
-def predict(run: Path, out: Path, split: str, dataset: str | None) -> None:
+@split_option()
+@dataset_option
+def predict(run: Path, out: Path, split: Split, dataset: str | None) -> None:
     """Write RUN's click probabilities of a split to OUT (.parquet or .csv).
 
     Columns: user and item as named in the logs, time (UTC milliseconds), label, probability.
     """
-    from lcn.train import open_run
-    from lcn.train.predictions_table import write_predictions
+    if out.suffix not in (".parquet", ".csv"):
+        raise click.UsageError(f"{out}: expected a name ending in .parquet or .csv")
 
-    opened = open_run(run, dataset)
-    rows = write_predictions(opened, split, out)  # type: ignore[arg-type]
-    click.echo(f"{out}: {rows:,} rows")
+    from lcn.api import predict as predict_run
+    from lcn.train.predictions_table import write_table
+
+    table = predict_run(run, split, dataset=dataset)
+    write_table(table, out)
+    click.echo(f"{out}: {table.num_rows:,} rows")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lcn.cli.output import resamples_option
 from lcn.evaluate.tables import plain
 from lcn.experiments.names import EXPERIMENTS
 
@@ -82,7 +83,7 @@ _OPTIONS = [
                  help="Users of a generated log (questions, conditions)."),
     click.option("--jobs", type=click.IntRange(min=0), default=0,
                  help="Runs at once; by default one per core."),
-    click.option("--resamples", type=click.IntRange(min=2), default=1000, show_default=True),
+    resamples_option(1000),
     click.option("--store", type=_PATH, default=Path("runs/experiments"), show_default=True,
                  help="Where runs and findings are kept."),
     click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON."),
@@ -118,6 +119,8 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
             "model.backbone.keep",
         ):
             raise click.UsageError(f"--set {setting}: tables set it by row; use --k1 and --k2")
+        if setting.partition("=")[0] == "train.seed":
+            raise click.UsageError(f"--set {setting}: every row has several; use --seeds")
     options = Options(
         seeds=given["seeds"],
         trials=given["trials"],

@@ -1,4 +1,4 @@
-"""What several commands share: the seed option, and where results are printed."""
+"""What several commands share: options, and where results are printed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lcn.schema import SPLITS, Split
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+dataset_option = click.option("--dataset", help="Where the dataset is now, if it has moved.")
+
+
+def split_option(default: Split = "test") -> Any:
+    """Return the option `--split` of a command that reads samples."""
+    return click.option(
+        "--split", type=click.Choice(SPLITS), default=default, show_default=True,
+        help="Which samples.",
+    )  # fmt: skip
+
+
+def resamples_option(default: int) -> Any:
+    """Return the option `--resamples` of a command with intervals."""
+    return click.option(
+        "--resamples", type=click.IntRange(min=2), default=default, show_default=True,
+        help="Bootstrap resamples of users.",
+    )  # fmt: skip
 
 
 def seed_option(help_text: str) -> Any:

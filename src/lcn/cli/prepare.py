@@ -19,7 +19,6 @@ from lcn.schema import SPLITS, Manifest
 @click.option("--force", is_flag=True, help="Replace a dataset that is already at OUT.")
 @click.option(
     "--set",
-    "--option",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
@@ -55,7 +54,7 @@ def prepare(
     """
     options = {}
     if logs in SOURCES:
-        options = source_options(SOURCES[logs], settings)
+        options = source_options(logs, settings)
         click.echo(SOURCES[logs].licence + "\n", err=True)
     elif settings or path:
         raise click.UsageError("--set and --path are for built-in sources, not for mapping files")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lcn.cli.output import dataset_option
 from lcn.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ def installed() -> Iterator[None]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--name", help="Of the model; default: the run's title.")
 @click.option("--version", help="Default: from the bytes.")
-@click.option("--dataset", help="Where the dataset is now, if it has moved.")
+@dataset_option
 def export(
     run: Path, bundle: Path, name: str | None, version: str | None, dataset: str | None
 ) -> None:
@@ -60,7 +61,10 @@ def export(
     help="Events are on disk before they are acknowledged, or at most a second later.",
 )  # fmt: skip
 @click.option("--history", default=0, help="Events kept per user and domain.  [default: 2 N]")
-@click.option("--dataset", type=click.Path(path_type=Path), help="Load its events first.")
+@click.option(
+    "--dataset", type=click.Path(path_type=Path),
+    help="A prepared dataset whose events are put into the store first.",
+)  # fmt: skip
 @click.option("--tokens", type=click.Path(path_type=Path), help="JSON: rank, ingest, admin.")
 @click.option("--repair-store", is_flag=True, help="Go on without what is behind damage.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting.")

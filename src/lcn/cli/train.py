@@ -11,6 +11,7 @@ import click
 
 from lcn.api import recipe as recipe_config
 from lcn.config import dump_config, load_config
+from lcn.errors import ConfigError
 from lcn.evaluate.tables import plain
 from lcn.recipes import RECIPES
 from lcn.train import RunConfig
@@ -53,6 +54,12 @@ def train(
     if print_config:
         click.echo(dump_config(settings), nl=False)
         return
+    if recipe == "lcn" and not settings.train.source_steps:
+        click.echo(
+            "lcn: this dataset does not say how users responded to source events, or not when that "
+            "was known, so CRP comes first instead of responses (docs/models/fism.md)",
+            err=True,
+        )
     summary = train_run(settings, run_folder, resume=resume)
     if as_json:
         click.echo(json.dumps(plain({**asdict(summary), "folder": str(summary.folder)})))
@@ -76,7 +83,9 @@ def resolve(
 ) -> RunConfig:
     """Put the config together: file, recipe or the resumed run's own, then overrides."""
     own = run_folder / "config.yaml"
-    if config is None and recipe is None and resume and own.exists():
+    if config is None and recipe is None and resume:
+        if not own.exists():
+            raise ConfigError(f"{run_folder} holds no run to resume; start one with --recipe")
         config = own
     given = [f"dataset={json.dumps(dataset)}"] if dataset else []
     if recipe is None:

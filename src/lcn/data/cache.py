@@ -6,9 +6,7 @@ made beside its destination and renamed when it is complete and its checksums ar
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 import urllib.error
@@ -18,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lcn.errors import DataError
+from lcn.files import sha256_of, written_whole
 
 SEAL = "seal.json"
 """Written last into a converted folder: its version, origin, and each file's size and SHA-256."""
@@ -35,12 +34,6 @@ def cache_home(environ: Mapping[str, str]) -> Path:
         return Path(named).expanduser().absolute()
     base = environ.get("XDG_CACHE_HOME") or environ.get("LOCALAPPDATA")
     return (Path(base) if base else Path.home() / ".cache").absolute() / "lcn"
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, sha256: str) -> None:
@@ -71,21 +64,10 @@ def download(url: str, path: Path, *, sha256: str, timeout: float = 10.0) -> Pat
     """
     if path.exists() and sha256_of(path) == sha256:
         return path
-    with clear_errors(f"download {url}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".partial", dir=path.parent)
-    partial = Path(name)
-    try:
-        with (
-            clear_errors(f"download {url}"),
-            os.fdopen(handle, "wb") as file,
-            urllib.request.urlopen(url, timeout=timeout) as answer,
-        ):
+    with clear_errors(f"download {url}"), written_whole(path) as partial:
+        with partial.open("wb") as file, urllib.request.urlopen(url, timeout=timeout) as answer:
             shutil.copyfileobj(answer, file, _BLOCK)
         verify(partial, sha256)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

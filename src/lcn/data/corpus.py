@@ -62,9 +62,8 @@ def build_corpus(dataset: Dataset) -> ItemCorpus:
     domains = {}
     for domain in DOMAINS:
         store = dataset.events[domain]
-        end_S = samples.source_end_S if domain == "source" else samples.target_end_S
         end_U = np.array(store.offsets_U[:-1], np.int64)
-        np.maximum.at(end_U, np.asarray(samples.user_S), np.asarray(end_S))
+        np.maximum.at(end_U, np.asarray(samples.user_S), samples.end_S(domain))
         count_I = np.zeros(items, np.int64)
         _count(np.asarray(store.offsets_U), end_U, np.asarray(store.item_E), count_I)
         known_I = count_I > 0

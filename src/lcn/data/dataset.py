@@ -48,6 +48,10 @@ class Samples:
         """Return the number of impressions."""
         return len(self.user_S)
 
+    def end_S(self, domain: Domain) -> Int64:
+        """One past the last row of a domain known strictly before each impression."""
+        return np.asarray(self.source_end_S if domain == "source" else self.target_end_S)
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -60,6 +64,19 @@ class Dataset:
     user_UP: Int32
     events: dict[Domain, EventStore]
     samples: dict[Split, Samples]
+
+    def histories(
+        self, samples: Samples, domain: Domain = "source", newest: int | None = None
+    ) -> tuple[Int64, Int64]:
+        """start_S, end_S: the rows of a domain known before each impression, or the newest ones."""
+        end_S = samples.end_S(domain)
+        start_S = np.asarray(self.events[domain].offsets_U)[np.asarray(samples.user_S)]
+        return (start_S if newest is None else np.maximum(start_S, end_S - newest)), end_S
+
+    def lengths(self, samples: Samples, domain: Domain = "source") -> Int64:
+        """length_S: how many rows `histories` finds."""
+        start_S, end_S = self.histories(samples, domain)
+        return end_S - start_S
 
 
 def open_dataset(folder: Path | str, *, lifelong: Domain = "source") -> Dataset:

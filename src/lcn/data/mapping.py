@@ -42,6 +42,17 @@ class Csv(Config):
     null: tuple[str, ...] = ("", "NULL")
     """Texts that mean "no value"."""
 
+    @model_validator(mode="after")
+    def _single_characters(self) -> Csv:
+        if len(self.delimiter) != 1:
+            raise ValueError(
+                f"csv.delimiter must be one character, got {self.delimiter!r}; replace it in the "
+                "files, for example by a tab"
+            )
+        if len(self.quote) > 1:
+            raise ValueError(f"csv.quote must be one character or empty, got {self.quote!r}")
+        return self
+
 
 class Source(Config):
     """A table in one or more files; a folder of files is named by a glob."""
@@ -64,9 +75,9 @@ class Events(Source):
     """Column with the time (same unit) at which the event became known; default: its time.
     A history holds only events known strictly before the impression."""
     domain: Literal["source", "target"] | None = None
-    """All rows of this table are of one domain ..."""
+    """The domain of all rows of this table."""
     domain_rule: str | None = None
-    """... or an SQL expression that is true for rows of the target domain."""
+    """Instead of `domain`: an SQL expression that is true for rows of the target domain."""
     event_id: str | None = None
     """Rows with an id seen before are duplicates. Default: equal in every mapped column."""
     context: dict[str, str] = {}
@@ -147,8 +158,8 @@ class Limits(Config):
     earliest: Moment = "1990-01-01"
     """Times before this are rejected as absurd (wrong unit, zero, negative)."""
     latest: Moment | None = None
-    """Times after this are rejected as from the future; default: one day after now at run time
-    is *not* used, since results must not depend on the clock: 2100-01-01."""
+    """Times after this are rejected. Without it 2100-01-01: a fixed date, so that results do not
+    depend on the clock."""
     max_rejected_share: Share = 0.01
     """More rejected rows than this share of any table fails the job."""
     min_count: PositiveInt = 1

@@ -28,7 +28,7 @@ def stated_responses(manifest: Manifest) -> Responses | None:
 
 def tells_source_clicks(manifest: Manifest) -> bool:
     """Whether `source_clicks` has something to go by."""
-    return stated_responses(manifest) is not None and not _late(manifest)
+    return stated_responses(manifest) is not None and not knows_late(manifest)
 
 
 def source_clicks(dataset: Dataset, most: int = 0, *, seed: int = 0) -> Samples:
@@ -54,7 +54,7 @@ def source_clicks(dataset: Dataset, most: int = 0, *, seed: int = 0) -> Samples:
             "events are clicks; add `responses` to its mapping and prepare it again, or set "
             "train.source_steps to 0"
         )
-    if _late(manifest):
+    if knows_late(manifest):
         raise ConfigError(
             "train.source_steps: events of this dataset became known later than they happened (an "
             "`arrival`, or times logged less exactly than others), so what was known when a source "
@@ -63,7 +63,8 @@ def source_clicks(dataset: Dataset, most: int = 0, *, seed: int = 0) -> Samples:
     place, label_V = told
     label_E = label_V[np.asarray(store.context_EG[:, place])]
     time_E = np.asarray(store.time_E)
-    row_S = np.flatnonzero((label_E >= 0) & (time_E < manifest.split.validation_from))
+    known_E = time_E + manifest.known_after
+    row_S = np.flatnonzero((label_E >= 0) & (known_E < manifest.split.validation_from))
     if len(np.unique(label_E[row_S])) < 2:
         raise ConfigError(
             f"train.source_steps: source-domain events of the training days are all of one kind "
@@ -117,7 +118,7 @@ def response_labels(dataset: Dataset) -> tuple[int, NDArray[np.int8]] | None:
     return place, label_V
 
 
-def _late(manifest: Manifest) -> bool:
+def knows_late(manifest: Manifest) -> bool:
     """Whether some events became known later after their logged time than others."""
     if manifest.late_events is not None:
         return manifest.late_events

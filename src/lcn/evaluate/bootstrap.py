@@ -121,14 +121,18 @@ def spread_of(estimate_M: Float64, value_RM: Float64, level: float) -> Spread:
     return Spread(estimate_M, low_M, high_M, error_M, p_value_M, freedom_M)
 
 
-def spread_by_seed(estimate_KM: Float64, value_KRM: Float64, level: float, users: int) -> Spread:
+def spread_by_seed(
+    estimate_KM: Float64, value_KRM: Float64, level: float, users_M: Int64
+) -> Spread:
     """`spread_of` one seed, or `spread_over_seeds` of several; arguments as there."""
     if len(estimate_KM) == 1:
         return spread_of(estimate_KM[0], value_KRM[0], level)
-    return spread_over_seeds(estimate_KM, value_KRM, level, users)
+    return spread_over_seeds(estimate_KM, value_KRM, level, users_M)
 
 
-def spread_over_seeds(estimate_KM: Float64, value_KRM: Float64, level: float, users: int) -> Spread:
+def spread_over_seeds(
+    estimate_KM: Float64, value_KRM: Float64, level: float, users_M: Int64
+) -> Spread:
     """Interval for the mean over seeds, of other seeds and other users.
 
     All seeds are tested on the same users. The variance of the mean has two parts: S² / K, with S²
@@ -148,7 +152,7 @@ def spread_over_seeds(estimate_KM: Float64, value_KRM: Float64, level: float, us
         estimate_KM: metrics of each seed on all users; K is at least 2.
         value_KRM: metrics of each seed on each resample of the users.
         level: coverage of the interval.
-        users: how many users were resampled.
+        users_M: how many users each metric speaks for.
     """
     check_level(level)
     seeds, _, metrics = value_KRM.shape
@@ -158,7 +162,7 @@ def spread_over_seeds(estimate_KM: Float64, value_KRM: Float64, level: float, us
     variance_M = of_seeds_M + of_users_M
     low_M, high_M, p_value_M, freedom_M = (np.full(metrics, np.nan) for _ in range(4))
     for m in np.flatnonzero(~np.isnan(variance_M)):
-        freedom_M[m] = _freedom(of_users_M[m], of_seeds_M[m], seeds, users)
+        freedom_M[m] = _freedom(of_users_M[m], of_seeds_M[m], seeds, int(users_M[m]))
         error = math.sqrt(variance_M[m])
         student = Student(freedom_M[m])
         half = student.quantile((1 + level) / 2) * error

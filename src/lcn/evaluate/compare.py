@@ -108,7 +108,7 @@ def compare(
     users = prepared[0].users
     difference_KM = estimate_2KM[1] - estimate_2KM[0]
     difference_KRM = value_2KRM[1] - value_2KRM[0]
-    spread = spread_by_seed(difference_KM, difference_KRM, level, users)
+    spread = spread_by_seed(difference_KM, difference_KRM, level, prepared[0].users_M)
     spread = blank_few(spread, prepared[0].users_M, fewest_users)
     return PairedDifference(
         reference=reference_K[0].run,

@@ -88,18 +88,6 @@ class Consistency:
     exact: Exact
     recall: tuple[Recall, ...]
 
-    @property
-    def caption(self) -> str:
-        """What a figure must say beside the number."""
-        how = {
-            "common": "heads averaged (softmax weights)",
-            "own": "heads aggregated as the search does",
-        }[self.exact]
-        return (
-            f"exact set: {how}; chance {self.chance:.3f}; {self.impressions} impressions, "
-            f"{self.kept_share:.0%} of the split have enough history"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class TwinConsistency:
@@ -110,7 +98,7 @@ class TwinConsistency:
     common: Consistency
     """Against the mean of the heads' softmax weights, as every other backbone."""
     stale: Consistency | None
-    """Search with older parameters; None where there are none."""
+    """Search with older parameters, the model's snapshot (`stale_steps`); None without one."""
 
 
 def measure_consistency(
@@ -173,8 +161,6 @@ def measure_twin(
     split: Split,
     batch: BatchConfig,
     config: ConsistencyConfig | None = None,
-    *,
-    earlier: Model | None = None,
 ) -> TwinConsistency:
     """Measure TWIN three ways.
 
@@ -184,8 +170,6 @@ def measure_twin(
         split: which of them.
         batch: history lengths and batch size.
         config: what to measure; None takes the defaults.
-        earlier: the same model some steps earlier, item vectors included, to search with; None
-            searches with the model's own snapshot (`stale_steps`), where it has one.
 
     Raises:
         ConfigError: the backbone is not `twin`.
@@ -201,10 +185,7 @@ def measure_twin(
     own = _measure(*parts, _Compared("own", twin.own_final, twin.own_final))
     shared = _measure(*parts, _Compared("common", common(twin), twin.own_final))
     stale = None
-    if earlier is not None:
-        searched = _Compared("own", twin.own_final, earlier.backbone.preceding, earlier)
-        stale = _measure(*parts, searched)
-    elif twin.snapshot is not None:
+    if twin.snapshot is not None:
         stale = _measure(*parts, _Compared("own", twin.own_final, twin.preceding))
     return TwinConsistency(own, shared, stale)
 
@@ -218,8 +199,6 @@ class _Compared:
     """Gives R."""
     deliver: _Choice
     """Gives T."""
-    searcher: Model | None = None
-    """The model whose vectors `deliver` reads; None is the measured model."""
 
 
 def common(backbone: Backbone) -> _Choice:
@@ -263,7 +242,7 @@ def _measure(
     order, kept_share = eligible(dataset, split, batch, config.least, config.limit, config.seed)
     device = next(model.parameters()).device
     found: list[Tensor] = []
-    with _evaluating(model, compared.searcher), torch.inference_mode():
+    with _evaluating(model), torch.inference_mode():
         for piece in load_batches(dataset, split, batch, order):
             found.append(_hits(model, piece.to(device), config, compared).cpu())
     widest = max(config.size, *config.recall_sizes)
@@ -295,9 +274,6 @@ def _hits(model: Model, batch: Batch, config: ConsistencyConfig, compared: _Comp
     parts = model.embed(batch)
     state = model.backbone.encode(parts.history)
     exact_CK = compared.choose(state, parts.query, span_C2, config.size)
-    if compared.searcher is not None:
-        parts = compared.searcher.embed(batch)
-        state = compared.searcher.backbone.encode(parts.history)
     widest = max(config.size, *config.recall_sizes)
     found_CJ = compared.deliver(state, parts.query, span_C2, widest)
     rows_C1 = span_C2[:, 1:] - span_C2[:, :1]
@@ -319,8 +295,7 @@ def eligible(
     """
     samples = dataset.samples[split]
     user_S = np.asarray(samples.user_S)
-    start_S = dataset.events["source"].offsets_U[user_S]
-    rows_S = np.asarray(samples.source_end_S) - start_S
+    rows_S = dataset.lengths(samples)
     if not batch.overlap:
         rows_S = np.maximum(rows_S - batch.short, 0)
     enough = np.flatnonzero(np.minimum(rows_S, batch.lifelong) >= max(least, 1))
@@ -331,16 +306,14 @@ def eligible(
 
 
 @contextmanager
-def _evaluating(*models: Model | None) -> Iterator[None]:
-    """Models in evaluation mode for the length of a block."""
-    before = [(model, model.training) for model in models if model is not None]
-    for model, _ in before:
-        model.eval()
+def _evaluating(model: Model) -> Iterator[None]:
+    """The model in evaluation mode for the length of a block."""
+    training = model.training
+    model.eval()
     try:
         yield
     finally:
-        for model, training in before:
-            model.train(training)
+        model.train(training)
 
 
 def _mean(value_C: Tensor) -> float:

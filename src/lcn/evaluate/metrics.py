@@ -156,7 +156,7 @@ def log_loss(logit_S: ArrayLike, label_S: ArrayLike) -> float:
     return float(losses(logit_S, checked_label(label_S, len(logit_S))).mean())
 
 
-def losses(logit_S: Float64, label_S: NDArray[np.integer]) -> Float64:
+def losses(logit_S: Float64, label_S: NDArray[np.integer | np.floating]) -> Float64:
     """Negative log likelihood of each impression: log(1 + exp z) - y z, without overflow."""
     softplus_S = np.maximum(logit_S, 0.0) + np.log1p(np.exp(-np.abs(logit_S)))
     return softplus_S - logit_S * label_S.astype(np.float64)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from lcn.errors import DataError
 from lcn.evaluate.checks import Float64, checked_label, checked_logit
-from lcn.evaluate.metrics import log_loss, sigmoid
+from lcn.evaluate.metrics import log_loss, losses, sigmoid
 from lcn.evaluate.predictions import Predictions
 
 _STEPS = 100
@@ -89,7 +89,7 @@ def scale_by(validation: Predictions, test: Predictions) -> Predictions:
 def _newton(x_V: Float64, goal_V: Float64) -> tuple[float, float]:
     design_V2 = np.stack([x_V, np.ones_like(x_V)], axis=1)
     weight_2 = np.zeros(2)
-    loss = _cross_entropy(design_V2 @ weight_2, goal_V)
+    loss = losses(design_V2 @ weight_2, goal_V).mean()
     for _ in range(_STEPS):
         probability_V = sigmoid(design_V2 @ weight_2)
         gradient_2 = design_V2.T @ (probability_V - goal_V) / len(x_V)
@@ -100,7 +100,7 @@ def _newton(x_V: Float64, goal_V: Float64) -> tuple[float, float]:
             break
         scale = 1.0
         while scale > _TOLERANCE:
-            trial = _cross_entropy(design_V2 @ (weight_2 - scale * step_2), goal_V)
+            trial = losses(design_V2 @ (weight_2 - scale * step_2), goal_V).mean()
             if trial <= loss:
                 break
             scale /= 2
@@ -108,8 +108,3 @@ def _newton(x_V: Float64, goal_V: Float64) -> tuple[float, float]:
             break
         weight_2, loss = weight_2 - scale * step_2, trial
     return float(weight_2[0]), float(weight_2[1])
-
-
-def _cross_entropy(logit_V: Float64, goal_V: Float64) -> float:
-    softplus_V = np.maximum(logit_V, 0.0) + np.log1p(np.exp(-np.abs(logit_V)))
-    return float((softplus_V - goal_V * logit_V).mean())

@@ -7,10 +7,8 @@ executable. Shapes: S impressions.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from lcn.errors import DataError
 from lcn.evaluate.checks import checked_label, checked_logit, checked_user
+from lcn.files import written_whole
 
 FORMAT_VERSION = 1
 _ARRAYS = ("logit_S", "label_S", "user_S", "sample_S")
@@ -88,20 +87,15 @@ class Predictions:
         path = Path(path)
         facts = {name: getattr(self, name) for name in (*_FACTS, "config")}
         facts["format_version"] = FORMAT_VERSION
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with written_whole(path) as partial, partial.open("wb") as file:
                 np.savez(
                     file,
                     allow_pickle=False,
                     facts=np.array(json.dumps(facts, sort_keys=True)),
                     **{name: getattr(self, name) for name in _ARRAYS},
                 )
-            os.replace(partial, path)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise DataError(
                 f"cannot write predictions to {path}: {error.strerror}; free some space or "
                 "choose another folder"
@@ -174,7 +168,8 @@ def check_settings(runs: Sequence[Predictions]) -> None:
             raise DataError(
                 f"two models are called {run.run!r}{_origins(known[0], run)}, but their settings "
                 "differ in more than the seed; give one of them another `name` in its config.yaml "
-                "and run `lcn evaluate` on both again"
+                "(`lcn train ... name=NAME` does from the start) and run `lcn evaluate` on both "
+                "again"
             )
 
 

@@ -110,6 +110,6 @@ def _intervals(
     estimate_KM = np.stack([estimate(run) for run in prepared])
     value_KRM = replicate(prepared, resamples, generator)
     users = prepared[0].users
-    spread = spread_by_seed(estimate_KM, value_KRM, level, users)
+    spread = spread_by_seed(estimate_KM, value_KRM, level, prepared[0].users_M)
     spread = blank_few(reflect_ece(spread), prepared[0].users_M)
     return intervals_of(spread, level, resamples, users)

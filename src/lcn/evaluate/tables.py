@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal, for a document, for a program; the same records in all.
+"""Results as tables for the terminal and as JSON for a program; the same records in both.
 
 The one rule of rendering: an estimate with its interval in brackets, as many decimals as help to
 tell runs apart (below each other in the terminal), and `-` for what is undefined (`null` in JSON).
@@ -42,11 +42,6 @@ def results_table(results: Sequence[RunResult]) -> Table:
     return _rich("Models compared", _result_head(results), _result_rows(results))
 
 
-def results_markdown(results: Sequence[RunResult]) -> str:
-    """Render results as a Markdown table."""
-    return _markdown(_result_head(results), _result_rows(results))
-
-
 def results_json(results: Sequence[RunResult]) -> str:
     """Render results as a JSON list, one object per run, NaN as null."""
     return _json([asdict(result) for result in results])
@@ -57,29 +52,17 @@ def differences_table(differences: Sequence[PairedDifference]) -> Table:
     return _rich("Paired differences", _difference_head(), _difference_rows(differences))
 
 
-def differences_markdown(differences: Sequence[PairedDifference]) -> str:
-    """Render paired differences as a Markdown table."""
-    return _markdown(_difference_head(), _difference_rows(differences))
-
-
-def differences_json(differences: Sequence[PairedDifference]) -> str:
-    """Render paired differences as a JSON list, with Holm's correction per metric, NaN as null."""
-    return _json(_difference_trees(differences))
-
-
 def combined_json(results: Sequence[RunResult], differences: Sequence[PairedDifference]) -> str:
-    """Render both as one JSON object with the keys `results` and `differences`."""
-    trees = [asdict(result) for result in results]
-    return _json({"results": trees, "differences": _difference_trees(differences)})
+    """Render both as one JSON object with the keys `results` and `differences`, NaN as null.
 
-
-def _difference_trees(differences: Sequence[PairedDifference]) -> list[dict[str, Any]]:
+    Differences carry their p-values with Holm's correction per metric.
+    """
     trees = [asdict(difference) for difference in differences]
     for name in METRICS:
         corrected = holm([getattr(one, name).p_value for one in differences])
         for tree, value in zip(trees, corrected, strict=True):
             tree[name]["p_value_holm"] = float(value)
-    return trees
+    return _json({"results": [asdict(result) for result in results], "differences": trees})
 
 
 def interval_text(interval: Interval | Difference, name: str) -> str:
@@ -165,14 +148,6 @@ def _narrow(cell: str) -> str:
     low, high = (re.sub(r"^([+-]?)0\.", r"\1.", bound) for bound in bounds.rstrip("]").split(", "))
     dash = ", " if low[0] in "+-" else "–"
     return f"{estimate}\n[dim]{low}{dash}{high}[/dim]"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-    rule = "|---|" + "---:|" * (len(head) - 1)
-    return "\n".join([line(head), rule, *(line(row) for row in rows)]) + "\n"
 
 
 def _json(tree: Any) -> str:

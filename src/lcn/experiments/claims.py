@@ -32,13 +32,8 @@ class Claimed:
     """A claim, the gap that decides it, and how to say that gap."""
 
     claim: str
-    gap: Gap
+    gap: Gap | OverSeeds
     evidence: str
-
-
-def over_seeds_gap(found: OverSeeds) -> Gap:
-    """The mean of one number per seed against 0, by Student's t over the seeds."""
-    return Gap(found.mean, found.low, found.high, found.p_value)
 
 
 def between_logs(first: Difference, last: Difference) -> Gap:

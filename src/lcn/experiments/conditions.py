@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from lcn.evaluate.metrics import auc
 from lcn.evaluate.tables import plain
 from lcn.experiments.claims import Claimed, Gap, between_logs, settle
 from lcn.experiments.facts import read_facts
+from lcn.experiments.lab import Lab
 from lcn.experiments.measure import Measured, measure
-from lcn.experiments.planted import planted_config, planted_dataset
+from lcn.experiments.planted import planted_config
 from lcn.experiments.record import (
     Cell,
     CurvePanel,
@@ -30,7 +30,7 @@ from lcn.experiments.record import (
     number_cell,
 )
 from lcn.experiments.rows import NONE, Claim, Row, Sizes, Table
-from lcn.experiments.runner import Told, Workers, fit_rows, open_bench
+from lcn.experiments.runner import Workspace, fit_rows
 from lcn.experiments.settings import Options
 from lcn.experiments.tables import interval_cell, row_record
 from lcn.experiments.work import Finding
@@ -81,26 +81,14 @@ def grid(options: Options) -> Iterator[tuple[str, float, SyntheticConfig]]:
             yield dial, value, planted_config(options.users, **planted)
 
 
-def run(
-    datasets: Sequence[Path], options: Options, root: Path, workers: Workers, say: Told | None
-) -> Finding:
-    """Generate the logs, train on each, and relate the gains to the dials and to the log's facts.
-
-    Args:
-        datasets: not used; the truth must be planted.
-        options: users, seeds, trials, `SIZES`.
-        root: the results store.
-        workers: processes.
-        say: told of finished runs.
-    """
-    del datasets
+def run(lab: Lab) -> Finding:
+    """Generate the logs, train on each, and relate the gains to dials and to the logs' facts."""
     points: list[Point] = []
-    seen: dict[Path, _Log] = {}
-    for dial, value, config in grid(options):
-        folder = planted_dataset(config, root)
-        if folder not in seen:
-            seen[folder] = _measure(folder, options, root, workers, say)
-        log = seen[folder]
+    seen: dict[SyntheticConfig, _Log] = {}
+    for dial, value, config in grid(lab.options):
+        if config not in seen:
+            seen[config] = _measure(lab.generate(config))
+        log = seen[config]
         gains = {
             name: pair.difference.auc
             for name in (SIM, LAP, LCN)
@@ -113,8 +101,8 @@ def run(
     return Finding(
         title="When a lifelong source history pays",
         summary=(
-            f"Generated logs of {options.users:,} users whose click probabilities are known; one "
-            "dial turned at a time from "
+            f"Generated logs of {lab.options.users:,} users whose click probabilities are known; "
+            "one dial turned at a time from "
             + ", ".join(f"{name} {value:g}" for name, value in BASE.items())
             + ". Gains are AUC minus that of the same model without a lifelong part."
         ),
@@ -135,17 +123,14 @@ class _Log:
     rows: tuple[RowRecord, ...]
 
 
-def _measure(
-    folder: Path, options: Options, root: Path, workers: Workers, say: Told | None
-) -> _Log:
-    bench = open_bench(folder, root, options)
-    fitted = fit_rows(bench, table().rows, workers=workers, say=say)
-    dataset = open_dataset(folder)
+def _measure(workspace: Workspace) -> _Log:
+    fitted = fit_rows(workspace, table().rows)
+    dataset = open_dataset(workspace.dataset)
     label_S = np.asarray(dataset.samples["test"].label_S)
     best = auc(true_probability(dataset, "test"), label_S)
-    facts = read_facts(dataset, resamples=min(options.resamples, 200))
-    rows = tuple(row_record(bench, each) for each in fitted)
-    return _Log(measure(bench, table(), fitted), facts.drivers, best, rows)
+    facts = read_facts(dataset, resamples=min(workspace.options.resamples, 200))
+    rows = tuple(row_record(workspace, each) for each in fitted)
+    return _Log(measure(workspace, table(), fitted), facts.drivers, best, rows)
 
 
 def _tree(point: Point) -> dict[str, Any]:

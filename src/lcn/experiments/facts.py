@@ -20,13 +20,12 @@ from lcn.data.dataset import Dataset, Samples
 from lcn.evaluate.compare import Difference, compare
 from lcn.evaluate.metrics import sigmoid
 from lcn.evaluate.predictions import Predictions
-from lcn.experiments.neighbours import learn_likeness, neighbour_features
+from lcn.experiments.expect import LIFT
+from lcn.experiments.neighbours import RECENT, learn_likeness, neighbour_features
 from lcn.schema import Split
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-RECENT = 500
-"""Newest events of a history that the probe reads."""
 _MEASURED: tuple[Split, Split] = ("validation", "test")
 LARGEST = 2000
 """Categories that are told apart at most."""
@@ -77,7 +76,7 @@ class LogFacts:
         return {
             "source events before an impression (median)": float(self.source_history[2]),
             "target events before an impression (median)": float(self.target_history[2]),
-            "AUC lift of the counting probe": self.probe.lift.difference,
+            LIFT: self.probe.lift.difference,
         }
 
     def numbers(self) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def read_facts(dataset: Dataset, *, resamples: int = 200, seed: int = 0) -> LogF
         seed: of the resampling.
     """
     train, test = dataset.samples["train"], dataset.samples["test"]
-    source, target = (_lengths(dataset, test, domain) for domain in ("source", "target"))
+    source, target = (dataset.lengths(test, domain) for domain in ("source", "target"))
     clicked = np.asarray(train.label_S) == 1
     return LogFacts(
         name=dataset.manifest.name,
@@ -191,10 +190,8 @@ def _features(dataset: Dataset, split: Split) -> Floats:
     ]
     taste = {}
     for domain in ("target", "source"):
-        store = dataset.events[domain]
-        end_S = np.asarray(rows.target_end_S if domain == "target" else rows.source_end_S)
-        start_S = np.maximum(np.asarray(store.offsets_U)[user_S], end_S - RECENT)
-        event_E = category_I[np.asarray(store.item_E)]
+        start_S, end_S = dataset.histories(rows, domain, RECENT)
+        event_E = category_I[np.asarray(dataset.events[domain].item_E)]
         share = np.bincount(event_E, minlength=size) / max(len(event_E), 1)
         found_S = np.empty(len(rows))
         _count_own(event_E, start_S, end_S, own_S, found_S)
@@ -213,7 +210,7 @@ def _pair_scores(dataset: Dataset, split: Split) -> Floats:
     store = dataset.events["source"]
     event_E = category_I[np.asarray(store.item_E)]
     shown_BA, clicked_BA = np.zeros((size, size)), np.zeros((size, size))
-    start_S, end_S = _source_span(dataset, train)
+    start_S, end_S = dataset.histories(train, newest=RECENT)
     own_S = category_I[np.asarray(train.item_S)]
     _count_pairs(event_E, start_S, end_S, own_S, np.asarray(train.label_S), shown_BA, clicked_BA)
     total_B = shown_BA.sum(1, keepdims=True)
@@ -222,7 +219,7 @@ def _pair_scores(dataset: Dataset, split: Split) -> Floats:
     rate_BA = (clicked_BA + _PRIOR * rate_B) / (shown_BA + _PRIOR)
     odds_BA = _log_odds(rate_BA) - _log_odds(rate_B)
     score_S = np.empty(len(rows))
-    start_S, end_S = _source_span(dataset, rows)
+    start_S, end_S = dataset.histories(rows, newest=RECENT)
     _score_pairs(event_E, start_S, end_S, category_I[np.asarray(rows.item_S)], odds_BA, score_S)
     return score_S
 
@@ -233,7 +230,7 @@ def _information(dataset: Dataset) -> float:
     category_I = _categories(dataset)
     size = int(category_I.max()) + 1
     clicked = np.flatnonzero(np.asarray(train.label_S) == 1)
-    start_S, end_S = _source_span(dataset, train)
+    start_S, end_S = dataset.histories(train, newest=RECENT)
     known = clicked[end_S[clicked] > start_S[clicked]]
     if not len(known):
         return float("nan")
@@ -314,17 +311,6 @@ def _rate(key_S: NDArray, train: Samples, size: int, base: float) -> Floats:
 def _log_odds(rate: Floats) -> Floats:
     rate = np.clip(rate, 1e-6, 1 - 1e-6)
     return np.log(rate / (1 - rate))
-
-
-def _source_span(dataset: Dataset, rows: Samples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    end_S = np.asarray(rows.source_end_S)
-    start_S = np.asarray(dataset.events["source"].offsets_U)[np.asarray(rows.user_S)]
-    return np.maximum(start_S, end_S - RECENT), end_S
-
-
-def _lengths(dataset: Dataset, rows: Samples, domain: Any) -> NDArray[np.int64]:
-    end_S = np.asarray(rows.source_end_S if domain == "source" else rows.target_end_S)
-    return end_S - np.asarray(dataset.events[domain].offsets_U)[np.asarray(rows.user_S)]
 
 
 def _quantiles(length_S: NDArray[np.int64]) -> tuple[int, ...]:

@@ -16,10 +16,17 @@ from lcn.data.dataset import Dataset, open_dataset
 from lcn.data.names import Names
 from lcn.errors import ConfigError, DataError
 from lcn.evaluate.tables import plain
-from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, settle
 from lcn.experiments.clusters import measure_clusters, purity, unit_rows
 from lcn.experiments.facts import category_field
-from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
+from lcn.experiments.figures import (
+    OverSeeds,
+    gap_over_seeds,
+    open_runs,
+    over_seeds,
+    rows_of_table5,
+    seeds_cell,
+)
 from lcn.experiments.record import (
     Cell,
     Cloud,
@@ -28,7 +35,7 @@ from lcn.experiments.record import (
     TablePanel,
     Verdict,
 )
-from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows, fitted_ok
+from lcn.experiments.runner import Fitted, Workspace, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
 from lcn.schema import DOMAINS, FIRST_VALUE, Domain
@@ -50,16 +57,16 @@ class Labelled:
     label_V: NDArray[np.int64]
 
 
-def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
+def run(workspace: Workspace) -> Finding:
     """Train the pyramid with and without CRP and look at its item vectors."""
-    dataset = open_dataset(bench.dataset)
+    dataset = open_dataset(workspace.dataset)
     items: dict[Domain, Labelled] = {domain: labelled_items(dataset, domain) for domain in DOMAINS}
-    fitted = fit_rows(bench, rows_of_table5(bench.sizes, WITHOUT, WITH), workers=workers, say=say)
+    fitted = fit_rows(workspace, rows_of_table5(workspace.sizes, WITHOUT, WITH))
     panels: list[Panel] = []
     quality: dict[str, dict[str, list[float]]] = {}
     for each in fitted_ok(fitted):
         quality[each.row.name] = {}
-        for number, opened in enumerate(open_runs(bench, each)):
+        for number, opened in enumerate(open_runs(workspace, each)):
             _measure(opened, items, quality[each.row.name])
             if number == 0:
                 panels += [
@@ -77,7 +84,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         ),
         panels=(*panels, _table(over, fitted)),
         verdicts=_verdicts(over),
-        rows=tuple(row_record(bench, each) for each in fitted),
+        rows=tuple(row_record(workspace, each) for each in fitted),
         data=plain(quality),
     )
 
@@ -200,8 +207,9 @@ def _verdicts(over: dict[str, dict[str, OverSeeds]]) -> tuple[Verdict, ...]:
     for key, with_crp in over[WITH].items():
         if key.endswith("chance"):
             continue
-        pairs = zip(with_crp.values, over[WITHOUT][key].values, strict=True)
-        gap = over_seeds([a - b for a, b in pairs])
-        evidence = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] over {len(gap.values)} seeds"
-        found.append(Claimed(f"CRP raises {key}", over_seeds_gap(gap), evidence))
+        gap = gap_over_seeds(with_crp, over[WITHOUT][key])
+        evidence = (
+            f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] over {len(gap.values)} seeds"
+        )
+        found.append(Claimed(f"CRP raises {key}", gap, evidence))
     return settle(found)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 from lcn.evaluate.readings import ConsistencyRow, consistency_rows
 from lcn.evaluate.tables import plain
-from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, settle
 from lcn.experiments.figures import (
     OverSeeds,
     exact_set,
+    gap_over_seeds,
     open_runs,
     over_seeds,
     rows_of_table5,
     seeds_cell,
 )
 from lcn.experiments.record import Bar, Cell, ForestPanel, TablePanel, Verdict
-from lcn.experiments.rows import CRP_KNOBS, Row, Sizes
-from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows, fitted_ok
+from lcn.experiments.rows import BACKBONES, CRP_KNOBS, Row, Sizes
+from lcn.experiments.runner import Fitted, Workspace, fit_rows, fitted_ok
+from lcn.experiments.table5 import LCN, PLAIN
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
 from lcn.train.run import Run
@@ -28,20 +32,21 @@ def rows(sizes: Sizes) -> tuple[Row, ...]:
     """Every two-stage system, and the pyramid with and without integration and CRP."""
     outputs = ("model.backbone.use_csa_output=false", "model.backbone.use_msa_output=false")
     return (
-        *rows_of_table5(sizes, "SIM Soft", "ETA", "SDIM", "TWIN", "LCN-200-50 w/o CRP",
-                        "LCN-200-50"),
+        *rows_of_table5(sizes, *BACKBONES, PLAIN, LCN),
         Row(APART, "lap_crp", outputs, CRP_KNOBS),
     )  # fmt: skip
 
 
-def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
+def run(workspace: Workspace) -> Finding:
     """Train the systems (those of Table 5 are there already) and measure their consistency."""
-    fitted = fit_rows(bench, rows(bench.sizes), workers=workers, say=say)
+    fitted = fit_rows(workspace, rows(workspace.sizes))
     found: dict[str, list[list[ConsistencyRow]]] = {}
     for each in fitted_ok(fitted):
-        found[each.row.name] = [_measure(bench, opened) for opened in open_runs(bench, each)]
+        found[each.row.name] = [
+            _measure(workspace, opened) for opened in open_runs(workspace, each)
+        ]
     values = _values(found)
-    config = exact_set(bench.sizes)
+    config = exact_set(workspace.sizes)
     facts = [seeds[0][0].consistency for seeds in found.values()]
     kept = facts[0].kept_share if facts else 0.0
     return Finding(
@@ -53,14 +58,14 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         ),
         panels=(_forest(values), _table(found, values, fitted)),
         verdicts=_verdicts(values),
-        rows=tuple(row_record(bench, each) for each in fitted),
+        rows=tuple(row_record(workspace, each) for each in fitted),
         data=plain({name: each.values for name, each in values.items()}),
     )
 
 
-def _measure(bench: Bench, opened: Run) -> list[ConsistencyRow]:
+def _measure(workspace: Workspace, opened: Run) -> list[ConsistencyRow]:
     return consistency_rows(
-        opened.model, opened.dataset, "test", opened.config.batch, exact_set(bench.sizes)
+        opened.model, opened.dataset, "test", opened.config.batch, exact_set(workspace.sizes)
     )
 
 
@@ -76,9 +81,9 @@ def _values(found: dict[str, list[list[ConsistencyRow]]]) -> dict[str, OverSeeds
 
 def _forest(values: dict[str, OverSeeds]) -> ForestPanel:
     bars = [
-        Bar(name=name, estimate=each.mean, low=each.low, high=each.high)
+        Bar(name=name, estimate=each.estimate, low=each.low, high=each.high)
         for name, each in values.items()
-        if each.mean == each.mean
+        if not math.isnan(each.estimate)
     ]
     return ForestPanel(
         title="Consistency", xlabel="share of the exact set that search delivers",
@@ -117,21 +122,17 @@ def _table(
 
 def _verdicts(values: dict[str, OverSeeds]) -> tuple[Verdict, ...]:
     pairs = [
-        ("integration of the three levels raises consistency", "LCN-200-50", APART),
-        *(
-            (f"the pyramid is more consistent than {name}", "LCN-200-50", name)
-            for name in ("SIM Soft", "ETA", "SDIM", "TWIN")
-        ),
+        ("integration of the three levels raises consistency", LCN, APART),
+        *((f"the pyramid is more consistent than {name}", LCN, name) for name in BACKBONES),
     ]
     found = []
     for claim, other, reference in pairs:
         if other not in values or reference not in values:
             continue
         one, two = values[other], values[reference]
-        differences = [a - b for a, b in zip(one.values, two.values, strict=True)]
-        gap = over_seeds(differences)
-        evidence = f"{one.mean:.3f} against {two.mean:.3f}; difference {gap.mean:+.3f}"
-        if gap.low == gap.low:
-            evidence += f" [{gap.low:+.3f}, {gap.high:+.3f}] over {len(differences)} seeds"
-        found.append(Claimed(claim, over_seeds_gap(gap), evidence))
+        gap = gap_over_seeds(one, two)
+        evidence = f"{one.estimate:.3f} against {two.estimate:.3f}; difference {gap.estimate:+.3f}"
+        if not math.isnan(gap.low):
+            evidence += f" [{gap.low:+.3f}, {gap.high:+.3f}] over {len(gap.values)} seeds"
+        found.append(Claimed(claim, gap, evidence))
     return settle(found)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from lcn.evaluate.consistency import sweep_k1
 from lcn.evaluate.tables import plain
-from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, settle
 from lcn.experiments.figures import exact_set, open_runs, over_seeds, rows_of_table5, seeds_cell
 from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel
 from lcn.experiments.rows import Sizes
-from lcn.experiments.runner import Bench, Told, Workers, fit_rows, fitted_ok
+from lcn.experiments.runner import Workspace, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
 
@@ -21,11 +21,11 @@ def k1_sizes(sizes: Sizes) -> tuple[int, ...]:
     return (*(max(1, round(share * sizes.k1)) for share in SHARES), 0)
 
 
-def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
+def run(workspace: Workspace) -> Finding:
     """Measure trained pyramids with other K1 than they were trained with."""
-    rows = rows_of_table5(bench.sizes, "LCN-200-50 w/o CRP", "LCN-200-50")
-    fitted = fit_rows(bench, rows, workers=workers, say=say)
-    config, sizes = exact_set(bench.sizes), k1_sizes(bench.sizes)
+    rows = rows_of_table5(workspace.sizes, "LCN-200-50 w/o CRP", "LCN-200-50")
+    fitted = fit_rows(workspace, rows)
+    config, sizes = exact_set(workspace.sizes), k1_sizes(workspace.sizes)
     found = {
         each.row.name: [
             [
@@ -34,7 +34,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
                     opened.model, opened.dataset, "test", opened.config.batch, config, sizes
                 )
             ]
-            for opened in open_runs(bench, each)
+            for opened in open_runs(workspace, each)
         ]
         for each in fitted_ok(fitted)
     }
@@ -43,10 +43,12 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         for name, seeds in found.items()
     }
     labels = [str(size) if size else "all" for size in sizes]
-    shown = [size or bench_longest(bench, sizes) for size in sizes]
+    longest = max((config.batch.lifelong for each in fitted for config in each.runs), default=0)
+    # "All rows" stands at the longest history, or beyond the largest K1.
+    shown = [size or max(longest, *sizes) for size in sizes]
     return Finding(
         title="Consistency by K1",
-        summary=f"The same trained models; K1 other than {bench.sizes.k1} in measuring alone.",
+        summary=f"The same trained models; K1 other than {workspace.sizes.k1} in measuring alone.",
         panels=(
             CurvePanel(
                 title="Consistency by K1",
@@ -54,7 +56,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
                 ylabel="consistency",
                 lines=tuple(
                     Line(name=name, x=tuple(map(float, shown)),
-                         y=tuple(one.mean for one in each))
+                         y=tuple(one.estimate for one in each))
                     for name, each in points.items()
                 ),
                 note="The last point passes all rows.",
@@ -70,15 +72,9 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
             ),
         ),
         verdicts=settle([_claimed(name, seeds) for name, seeds in found.items()]),
-        rows=tuple(row_record(bench, each) for each in fitted),
+        rows=tuple(row_record(workspace, each) for each in fitted),
         data=plain({"k1": sizes, "consistency": found}),
     )  # fmt: skip
-
-
-def bench_longest(bench: Bench, sizes: tuple[int, ...]) -> int:
-    """Where to draw "all rows": the configured longest history, or beyond the largest K1."""
-    settings = dict(each.split("=", 1) for each in bench.settings)
-    return max(int(settings.get("batch.lifelong", 500)), *sizes)
 
 
 def _claimed(name: str, seeds: list[list[float]]) -> Claimed:
@@ -86,6 +82,6 @@ def _claimed(name: str, seeds: list[list[float]]) -> Claimed:
     gap = over_seeds([seed[-1] - seed[0] for seed in seeds])
     return Claimed(
         f"consistency of {name} rises with K1",
-        over_seeds_gap(gap),
-        f"all rows minus the smallest K1: {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
+        gap,
+        f"all rows minus the smallest K1: {gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
     )

@@ -13,7 +13,7 @@ from lcn.evaluate.consistency import ConsistencyConfig
 from lcn.experiments import table5
 from lcn.experiments.record import Cell
 from lcn.experiments.rows import Row, Sizes
-from lcn.experiments.runner import Bench, Fitted
+from lcn.experiments.runner import Fitted, Workspace
 from lcn.train.run import Run, open_run
 
 
@@ -21,7 +21,7 @@ from lcn.train.run import Run, open_run
 class OverSeeds:
     """A mean over seeds with its 95 % interval (Student); NaN bounds for a single seed."""
 
-    mean: float
+    estimate: float
     low: float
     high: float
     p_value: float
@@ -42,14 +42,17 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
     return OverSeeds(mean, mean - half, mean + half, p_value, tuple(value_K.tolist()))
 
 
-def seeds_cell(found: OverSeeds, decimals: int = 3) -> Cell:
+def gap_over_seeds(found: OverSeeds, reference: OverSeeds) -> OverSeeds:
+    """By how much the values lie above those of a reference, seed by seed."""
+    return over_seeds([a - b for a, b in zip(found.values, reference.values, strict=True)])
+
+
+def seeds_cell(found: OverSeeds) -> Cell:
     """A cell with the mean and its interval."""
-    if math.isnan(found.mean):
+    if math.isnan(found.estimate):
         return Cell(text="-")
-    detail = ""
-    if not math.isnan(found.low):
-        detail = f"{found.low:.{decimals}f}, {found.high:.{decimals}f}"
-    return Cell(text=f"{found.mean:.{decimals}f}", detail=detail, value=found.mean)
+    detail = "" if math.isnan(found.low) else f"{found.low:.3f}, {found.high:.3f}"
+    return Cell(text=f"{found.estimate:.3f}", detail=detail, value=found.estimate)
 
 
 def rows_of_table5(sizes: Sizes, *names: str) -> tuple[Row, ...]:
@@ -58,10 +61,10 @@ def rows_of_table5(sizes: Sizes, *names: str) -> tuple[Row, ...]:
     return tuple(known[name] for name in names)
 
 
-def open_runs(bench: Bench, fitted: Fitted) -> Iterator[Run]:
+def open_runs(workspace: Workspace, fitted: Fitted) -> Iterator[Run]:
     """The trained models of a row, one per seed."""
     for config in fitted.runs:
-        yield open_run(bench.store.run_folder(config), bench.dataset)
+        yield open_run(workspace.store.run_folder(config), workspace.dataset)
 
 
 def exact_set(sizes: Sizes) -> ConsistencyConfig:

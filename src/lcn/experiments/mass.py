@@ -19,10 +19,10 @@ from lcn.backbones.lap import Lap
 from lcn.data.loader import load_batches
 from lcn.evaluate.consistency import eligible
 from lcn.evaluate.tables import plain
-from lcn.experiments.claims import Claimed, over_seeds_gap, settle
+from lcn.experiments.claims import Claimed, settle
 from lcn.experiments.figures import OverSeeds, open_runs, over_seeds, rows_of_table5, seeds_cell
 from lcn.experiments.record import Cell, CurvePanel, Line, TablePanel
-from lcn.experiments.runner import Bench, Told, Workers, fit_rows, fitted_ok
+from lcn.experiments.runner import Workspace, fit_rows, fitted_ok
 from lcn.experiments.tables import row_record
 from lcn.experiments.work import Finding
 from lcn.ops import HistoryRows, Scoring
@@ -34,14 +34,14 @@ LIMIT = 1000
 CLAIMED_SHARE, CLAIMED_MASS = 0.2, 0.9
 
 
-def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
+def run(workspace: Workspace) -> Finding:
     """Train full attention and the pyramid, and read how their weights are spread."""
-    rows = rows_of_table5(bench.sizes, "full attention", "SIM Soft", "TWIN", "LCN-200-50")
-    fitted = fit_rows(bench, rows, workers=workers, say=say)
+    rows = rows_of_table5(workspace.sizes, "full attention", "SIM Soft", "TWIN", "LCN-200-50")
+    fitted = fit_rows(workspace, rows)
     curves: dict[str, list[NDArray[np.float64]]] = {}
     for each in fitted_ok(fitted):
-        for opened in open_runs(bench, each):
-            for stage, curve_G in mass_curves(opened, 2 * bench.sizes.k2).items():
+        for opened in open_runs(workspace, each):
+            for stage, curve_G in mass_curves(opened, 2 * workspace.sizes.k2).items():
                 curves.setdefault(f"{each.row.name}{stage}", []).append(curve_G)
     at = int(np.argmin(np.abs(SHARES - CLAIMED_SHARE)))
     claimed = {name: over_seeds([float(c[at]) for c in each]) for name, each in curves.items()}
@@ -53,7 +53,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
         title="How few events hold how much of the attention",
         summary=(
             "Softmax weights over the whole history, heads averaged, strongest first; test "
-            f"impressions with at least {2 * bench.sizes.k2} events. Uniform attention lies on "
+            f"impressions with at least {2 * workspace.sizes.k2} events. Uniform attention lies on "
             "the diagonal."
         ),
         panels=(
@@ -78,7 +78,7 @@ def run(bench: Bench, workers: Workers, say: Told | None) -> Finding:
             ),
         ),
         verdicts=settle([_claimed(name, each) for name, each in claimed.items()]),
-        rows=tuple(row_record(bench, each) for each in fitted),
+        rows=tuple(row_record(workspace, each) for each in fitted),
         data=plain({name: np.mean(each, axis=0).tolist() for name, each in curves.items()}),
     )  # fmt: skip
 
@@ -121,7 +121,8 @@ def spread(score_SH: Tensor, span_C2: Tensor) -> NDArray[np.float64]:
 def _stages(opened: Run, state: object, query: Query) -> Iterator[tuple[str, HistoryRows, Scoring]]:
     backbone = opened.model.backbone
     if isinstance(backbone, Lap):
-        yield from backbone.stage_scorings(state, query)  # type: ignore[arg-type]
+        for name, rows, scoring in backbone.stage_scorings(state, query):  # type: ignore[arg-type]
+            yield f", {name} scope", rows, scoring
         return
     yield "", state.rows, backbone.final_scoring(query)  # type: ignore[attr-defined]
 
@@ -135,7 +136,7 @@ def _claimed(name: str, mass: OverSeeds) -> Claimed:
     gap = over_seeds([value - CLAIMED_MASS for value in mass.values])
     return Claimed(
         f"90 % of the attention lies on 20 % of the events ({name})",
-        over_seeds_gap(gap),
-        f"{mass.mean:.1%} [{mass.low:.1%}, {mass.high:.1%}] of the mass on the strongest 20 %, "
+        gap,
+        f"{mass.estimate:.1%} [{mass.low:.1%}, {mass.high:.1%}] of the mass on the strongest 20 %, "
         f"{len(mass.values)} seeds",
     )

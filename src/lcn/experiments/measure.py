@@ -18,7 +18,7 @@ from lcn.evaluate.predictions import Predictions
 from lcn.evaluate.results import RunResult, result_of
 from lcn.evaluate.strata import FEWEST_USERS, Stratum, stratify
 from lcn.experiments.rows import Claim, Metric, Table
-from lcn.experiments.runner import Bench, Fitted, fitted_ok
+from lcn.experiments.runner import Fitted, Workspace, fitted_ok
 from lcn.train.config import RunConfig
 
 METRICS: tuple[Metric, ...] = ("auc", "gauc", "log_loss")
@@ -83,14 +83,16 @@ class Measured:
         }
 
 
-def measure(bench: Bench, table: Table, fitted: Sequence[Fitted], *, seed: int = 0) -> Measured:
+def measure(
+    workspace: Workspace, table: Table, fitted: Sequence[Fitted], *, seed: int = 0
+) -> Measured:
     """Measure the rows that were trained; see the module.
 
     Every row is compared with each of the table's references, and each claim's two rows with one
     another. Holm's correction counts all of these comparisons, separately for each metric.
 
     Args:
-        bench: dataset, store, options.
+        workspace: dataset, store, options.
         table: what was wanted; references and claims about untrained rows are left out.
         fitted: of `fit_rows`.
         seed: of the resampling; every comparison sees the same resamples.
@@ -98,9 +100,9 @@ def measure(bench: Bench, table: Table, fitted: Sequence[Fitted], *, seed: int =
     trained = fitted_ok(fitted)
     if not trained:
         return Measured((), (), ())
-    test = {each.row.name: _predictions(bench, each, "test") for each in trained}
-    validation = {each.row.name: _predictions(bench, each, "validation") for each in trained}
-    options = bench.options
+    test = {each.row.name: _predictions(workspace, each, "test") for each in trained}
+    validation = {each.row.name: _predictions(workspace, each, "validation") for each in trained}
+    options = workspace.options
 
     def generator() -> np.random.Generator:
         return np.random.default_rng(seed)
@@ -139,7 +141,7 @@ def measure(bench: Bench, table: Table, fitted: Sequence[Fitted], *, seed: int =
     )
     configs = [config for each in trained for config in each.runs]
     longest = max(configs, key=lambda config: config.batch.lifelong)
-    strata = _strata(bench, table, test, longest)
+    strata = _strata(workspace, table, test, longest)
     return Measured(results, compared, strata)
 
 
@@ -160,17 +162,16 @@ def comparisons(table: Table, names: Sequence[str]) -> tuple[Claim, ...]:
 def history_lengths(config: RunConfig) -> NDArray[np.int64]:
     """length_S: source-domain rows that each test impression's lifelong history holds."""
     dataset = open_dataset(config.dataset, lifelong=config.lifelong_domain)
-    samples, store = dataset.samples["test"], dataset.events["source"]
-    length_S = np.asarray(samples.source_end_S) - store.offsets_U[np.asarray(samples.user_S)]
+    length_S = dataset.lengths(dataset.samples["test"])
     return np.minimum(length_S, config.batch.lifelong).astype(np.int64)
 
 
-def _predictions(bench: Bench, fitted: Fitted, split: Any) -> list[Predictions]:
-    return [bench.store.predictions(config, split, fitted.row.name) for config in fitted.runs]
+def _predictions(workspace: Workspace, fitted: Fitted, split: Any) -> list[Predictions]:
+    return [workspace.store.predictions(config, split, fitted.row.name) for config in fitted.runs]
 
 
 def _strata(
-    bench: Bench, table: Table, test: Mapping[str, Sequence[Predictions]], config: RunConfig
+    workspace: Workspace, table: Table, test: Mapping[str, Sequence[Predictions]], config: RunConfig
 ) -> tuple[InStratum, ...]:
     """Differences to the first reference that was trained, by history length.
 
@@ -192,9 +193,9 @@ def _strata(
             difference = compare(
                 known,
                 other,
-                resamples=max(2, bench.options.resamples // 2),
+                resamples=max(2, workspace.options.resamples // 2),
                 generator=np.random.default_rng(0),
-                level=bench.options.level,
+                level=workspace.options.level,
                 fewest_users=FEWEST_USERS,
             )
             share = len(stratum.row_N) / len(length_S)

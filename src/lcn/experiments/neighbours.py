@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcn.data.dataset import Dataset
-from lcn.data.source_clicks import response_labels
+from lcn.data.source_clicks import knows_late, response_labels
 from lcn.schema import DOMAINS, Domain, Split
 
 Floats = NDArray[np.float64]
 MOST = 4000
 """Items told apart: those with the most responses on training days."""
 RECENT = 500
-"""Newest events of a history that the probe reads."""
+"""Newest events of a history that the probes read."""
 _SHARED_PRIOR = 50.0
 """Shared responses of no correlation that every pair of items starts with."""
 _MEAN_PRIOR = 10.0
@@ -55,9 +55,10 @@ class Likeness:
 
 
 def learn_likeness(dataset: Dataset) -> Likeness | None:
-    """Means and correlations of training days; None where the log tells no responses."""
+    """Means and correlations of training days; None where the log tells no responses, or not when
+    they were known."""
     told = response_labels(dataset)
-    if told is None:
+    if told is None or knows_late(dataset.manifest):
         return None
     place, label_V = told
     number_I = _numbered(dataset, place, label_V)
@@ -78,8 +79,7 @@ def neighbour_features(dataset: Dataset, likeness: Likeness, split: Split) -> Fl
     item_S = np.where(own_S >= 0, mean_J[own_S], mean_J.mean())
     columns = {}
     for domain, log in likeness.events.items():
-        end_S = np.asarray(rows.source_end_S if domain == "source" else rows.target_end_S)
-        start_S = np.maximum(log.offsets_U[np.asarray(rows.user_S)], end_S - RECENT)
+        start_S, end_S = dataset.histories(rows, domain, RECENT)
         found_S2 = np.zeros((len(rows), 2))
         _score(log.item_E, log.residual_E, start_S, end_S, own_S, likeness.similar_JJ, found_S2)
         columns[domain] = found_S2
@@ -87,8 +87,8 @@ def neighbour_features(dataset: Dataset, likeness: Likeness, split: Split) -> Fl
 
 
 def _training(dataset: Dataset, domain: Domain) -> NDArray[np.bool_]:
-    time_E = np.asarray(dataset.events[domain].time_E)
-    return time_E < dataset.manifest.split.validation_from
+    known_E = np.asarray(dataset.events[domain].time_E) + dataset.manifest.known_after
+    return known_E < dataset.manifest.split.validation_from
 
 
 def _labels(dataset: Dataset, domain: Domain, place: int, label_V: NDArray) -> NDArray[np.int8]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lcn.data.mapping import read_mapping
 from lcn.data.prepare import prepare
 from lcn.data.sources import synthetic
 from lcn.data.sources.synthetic_config import SyntheticConfig
-from lcn.experiments.store import making
+from lcn.experiments.store import made_once
 
 LOG: dict[str, Any] = {"categories": 20, "source_items": 1000, "target_items": 400, "seed": 1}
 """Few enough items that the training days show each of them often."""
@@ -33,19 +32,11 @@ def planted_dataset(config: SyntheticConfig, root: Path) -> Path:
     """
     text = json.dumps([synthetic.VERSION, config.model_dump(mode="json")], sort_keys=True)
     folder = root / "planted" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if not (folder / "manifest.json").exists():
-        with making(folder):
-            if not (folder / "manifest.json").exists():
-                _make(config, folder)
-    return folder
+    return made_once(folder, partial(_make, config))
 
 
-def _make(config: SyntheticConfig, folder: Path) -> None:
-    work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(work, ignore_errors=True)
+def _make(config: SyntheticConfig, work: Path) -> Path:
     synthetic.generate(work / "logs", config)
     mapping = work / "logs" / "mapping.yaml"
     prepare(read_mapping(mapping), work / "dataset", base=mapping.parent)
-    shutil.rmtree(folder, ignore_errors=True)
-    (work / "dataset").replace(folder)
-    shutil.rmtree(work)
+    return work / "dataset"

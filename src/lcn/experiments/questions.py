@@ -17,8 +17,9 @@ from lcn.data.dataset import open_dataset
 from lcn.evaluate.compare import Difference
 from lcn.evaluate.tables import plain
 from lcn.experiments.claims import Claimed, between_logs, settle
+from lcn.experiments.lab import Lab
 from lcn.experiments.measure import Measured, measure
-from lcn.experiments.planted import planted_config, planted_dataset
+from lcn.experiments.planted import planted_config
 from lcn.experiments.record import (
     CurvePanel,
     Line,
@@ -28,8 +29,7 @@ from lcn.experiments.record import (
     Verdict,
 )
 from lcn.experiments.rows import NONE, Claim, Row, Sizes, Table
-from lcn.experiments.runner import Bench, Told, Workers, fit_rows, open_bench
-from lcn.experiments.settings import Options
+from lcn.experiments.runner import Workspace, fit_rows
 from lcn.experiments.tables import show
 from lcn.experiments.work import Finding
 
@@ -43,22 +43,17 @@ LONG_USERS = 20
 """Times fewer users than in the other generated logs."""
 
 
-def run(
-    datasets: Sequence[Path], options: Options, root: Path, workers: Workers, say: Told | None
-) -> Finding:
+def run(lab: Lab, datasets: Sequence[Path]) -> Finding:
     """Answer the three questions.
 
     Args:
+        lab: where, with which options.
         datasets: real logs for lengths and side information; may be empty.
-        options: seeds, trials, users of the generated logs.
-        root: the results store.
-        workers: processes.
-        say: told of finished runs.
     """
-    parts = [_on_dataset(dataset, options, root, workers, say) for dataset in datasets]
-    planted = replace(options, sizes=options.sizes or Sizes(100, 30))
-    parts.append(_long(planted, root, workers, say))
-    parts.append(_shared(planted, root, workers, say))
+    options = replace(lab.options, sizes=lab.options.sizes or Sizes(100, 30))
+    planted = replace(lab, options=options)
+    parts = [_on_dataset(lab.open(dataset)) for dataset in datasets]
+    parts += [_long(planted), _shared(planted)]
     return Finding(
         title="The paper's open questions",
         summary=(
@@ -114,33 +109,26 @@ def side_table(fields: Sequence[str]) -> Table:
     return Table("side", "Kinds of side information", tuple(rows), (NONE, bare), claims)
 
 
-def _on_dataset(
-    dataset: Path, options: Options, root: Path, workers: Workers, say: Told | None
-) -> Finding:
-    from lcn.experiments.run import seen_dataset
-
-    bench = open_bench(seen_dataset(dataset, root, options), root, options)
-    opened = open_dataset(bench.dataset)
-    rows = opened.samples["test"]
-    length_S = np.asarray(rows.source_end_S) - opened.events["source"].offsets_U[rows.user_S]
+def _on_dataset(workspace: Workspace) -> Finding:
+    opened = open_dataset(workspace.dataset)
+    length_S = opened.lengths(opened.samples["test"])
     longest = int(np.quantile(length_S, 0.99)) if len(length_S) else 0
     lengths = length_table(longest)
     fields = [field.name for field in opened.manifest.event_context]
     tables = [lengths, side_table(fields)]
-    return _joined(bench.name, [(table, *_trained(bench, table, workers, say)) for table in tables])
+    return _joined(workspace.name, [(table, *_trained(workspace, table)) for table in tables])
 
 
-def _long(options: Options, root: Path, workers: Workers, say: Told | None) -> Finding:
-    users = max(100, options.users // LONG_USERS)
-    long = {**LONG, "source_events": 2000} if options.quick else LONG
+def _long(lab: Lab) -> Finding:
+    users = max(100, lab.options.users // LONG_USERS)
+    long = {**LONG, "source_events": 2000} if lab.options.quick else LONG
     config = planted_config(users, **long)
-    bench = open_bench(planted_dataset(config, root), root, options)
     table = length_table(config.source_events)
     name = f"generated log, {config.source_events:,} source events a user"
-    return _joined(name, [(table, *_trained(bench, table, workers, say))])
+    return _joined(name, [(table, *_trained(lab.generate(config), table))])
 
 
-def _shared(options: Options, root: Path, workers: Workers, say: Told | None) -> Finding:
+def _shared(lab: Lab) -> Finding:
     """Gains by the share of target items that are source items too."""
     rows = tuple(
         Row(name, recipe)
@@ -151,13 +139,12 @@ def _shared(options: Options, root: Path, workers: Workers, say: Told | None) ->
     claims = tuple(Claim("", name, NONE) for name in names)
     claims += (Claim("", "LCN", "LAP"),)
     table = Table("shared", "Items in both domains", rows, (NONE,), claims)
-    shares = (SHARES[0], SHARES[-1]) if options.quick else SHARES
+    shares = (SHARES[0], SHARES[-1]) if lab.options.quick else SHARES
     found: dict[float, Measured] = {}
     trained: list[RowRecord] = []
     for share in shares:
-        config = planted_config(options.users, shared_items=share)
-        bench = open_bench(planted_dataset(config, root), root, options)
-        finding, found[share] = _trained(bench, table, workers, say)
+        config = planted_config(lab.options.users, shared_items=share)
+        finding, found[share] = _trained(lab.generate(config), table)
         trained += finding.rows
     gains = _gains(found, names)
     panel = CurvePanel(
@@ -214,12 +201,10 @@ def _gains(
     }
 
 
-def _trained(
-    bench: Bench, table: Table, workers: Workers, say: Told | None
-) -> tuple[Finding, Measured]:
-    fitted = fit_rows(bench, table.rows, workers=workers, say=say)
-    measured = measure(bench, table, fitted)
-    return show(bench, table, fitted, measured), measured
+def _trained(workspace: Workspace, table: Table) -> tuple[Finding, Measured]:
+    fitted = fit_rows(workspace, table.rows)
+    measured = measure(workspace, table, fitted)
+    return show(workspace, table, fitted, measured), measured
 
 
 def _joined(name: str, parts: Sequence[tuple[Table, Finding, Measured]]) -> Finding:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lcn.errors import DataError
-from lcn.train.record import write_whole
+from lcn.files import write_whole
 
 Mark = Literal["", "better", "worse", "open", "best", "quoted"]
 Holding = Literal["holds", "does not hold", "open"]
@@ -186,12 +186,11 @@ def load_record(path: Path) -> ExperimentRecord:
         ) from error
 
 
-def number_cell(value: float, decimals: int = 4, *, sign: bool = False) -> Cell:
+def number_cell(value: float, decimals: int = 4) -> Cell:
     """A cell of one number; `-` for what is undefined."""
     if math.isnan(value):
         return Cell(text="-")
-    form = f"{'+' if sign else ''}.{decimals}f"
-    return Cell(text=format(value, form), value=value)
+    return Cell(text=f"{value:.{decimals}f}", value=value)
 
 
 def now() -> datetime:

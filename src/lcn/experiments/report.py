@@ -22,8 +22,8 @@ from lcn.experiments.record import (
     Verdict,
     load_record,
 )
+from lcn.files import write_whole
 from lcn.report.page import template_environment, write_page
-from lcn.train.record import write_whole
 
 TITLE = "LCN: the paper's experiments on open data"
 VERDICTS = "what-holds.md"
@@ -236,7 +236,7 @@ def _picture(panel: Panel) -> str | None:
 def _shown(cell: Cell) -> _Shown:
     sort = "" if cell.value is None else repr(cell.value)
     text = cell.text.replace("-", "−") if cell.value is not None else cell.text
-    return _Shown(text, cell.detail, sort, cell.mark if cell.mark != "quoted" else "quoted")
+    return _Shown(text, cell.detail, sort, cell.mark)
 
 
 def _markdown_panel(panel: Panel) -> list[str]:

@@ -6,8 +6,8 @@ from clicks (docs/models/fism.md).
 
 from __future__ import annotations
 
-from lcn.experiments.rows import FISM_KNOBS, NONE, SIM_SOFT, Claim, Row, Sizes, Table
-from lcn.experiments.table2 import BACKBONES, OTHERS
+from lcn.experiments.rows import BACKBONES, FISM_KNOBS, NONE, SIM_SOFT, Claim, Row, Sizes, Table
+from lcn.experiments.table2 import OTHERS
 
 LCN = "LCN, responses first"
 WHOLE = ("model.backbone.fism=true",)
@@ -24,17 +24,20 @@ def table(sizes: Sizes) -> Table:
         rows=(
             Row(NONE, "none", reference=True),
             Row(SIM_SOFT, "sim_soft", reference=True),
-            *(Row(_told(name), f"{recipe}_fism", (), FISM_KNOBS) for name, recipe in names.items()),
+            *(
+                Row(_responses_first(name), f"{recipe}_fism", (), FISM_KNOBS)
+                for name, recipe in names.items()
+            ),
             Row(LCN, "lap_fism", WHOLE, FISM_KNOBS),
         ),
         references=(SIM_SOFT, NONE),
         claims=(
             *(
-                Claim(f"LCN beats {name}, both with responses first", LCN, _told(name))
+                Claim(f"LCN beats {name}, both with responses first", LCN, _responses_first(name))
                 for name in names
             ),
             *(
-                Claim(f"responses first raise the AUC of {name}", _told(name), name)
+                Claim(f"responses first raise the AUC of {name}", _responses_first(name), name)
                 for name in (NONE, SIM_SOFT)
             ),
         ),
@@ -42,5 +45,5 @@ def table(sizes: Sizes) -> Table:
     )
 
 
-def _told(name: str) -> str:
+def _responses_first(name: str) -> str:
     return f"{name}, responses first"

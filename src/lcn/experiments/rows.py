@@ -15,6 +15,8 @@ from lcn.recipes import RECIPES
 from lcn.train.config import RunConfig
 
 Metric = Literal["auc", "gauc", "log_loss"]
+BACKBONES = {"SIM Soft": "sim_soft", "ETA": "eta", "SDIM": "sdim", "TWIN": "twin"}
+"""The paper's two-stage baselines: rows by name, and their recipes."""
 SIM_SOFT, NONE = "SIM Soft", "no lifelong"
 """The rows every table is compared with: the paper's first baseline, and nothing lifelong."""
 
@@ -38,7 +40,7 @@ BASE_KNOBS = (
     knob("model.dropout", 0.0, 0.2),
     knob("model.embedding.std", 0.05, 0.2),
 )
-"""Every row's: they move more than the lifelong part does, so no row may go without."""
+"""Every row's: they move more than the lifelong part does, so every row tunes them."""
 
 STEPS = (300, 1000, 2000)
 """Of an objective alone before the clicks, of every objective alike."""
@@ -192,7 +194,8 @@ def resolve(row: Row, dataset: str, settings: Sequence[str], sizes: Sizes, *more
         if name in fields
     ]
     width = next((each for each in reversed(settings) if each.startswith("model.width=")), None)
-    if width and "width" in fields:
+    stated = any(each.startswith("model.backbone.width=") for each in settings)
+    if width and "width" in fields and not stated:
         backbone.insert(0, f"model.backbone.width={width.partition('=')[2]}")
     return recipe(
         row.recipe, dataset, *settings, *backbone, *row.overrides, *more, f"name={row.name}"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,20 +14,22 @@ from rich.console import Console
 from lcn import __version__
 from lcn.data.dataset import open_dataset
 from lcn.errors import ConfigError, DataError, LcnError, nearest
-from lcn.experiments.names import EXPERIMENTS, FIGURES, GENERATED, TABLES
+from lcn.experiments import conditions, figure4, figure5a, figure5b, mass, questions
+from lcn.experiments.lab import Lab
+from lcn.experiments.names import EXPERIMENTS, GENERATED, TABLES
 from lcn.experiments.record import ExperimentRecord, Origin, load_record, save_record
-from lcn.experiments.runner import Bench, Told, Workers, open_bench, own_workers
-from lcn.experiments.settings import QUICK, QUICK_STEPS, QUICK_USERS, Options, merged
+from lcn.experiments.runner import Workspace, own_workers
+from lcn.experiments.settings import QUICK, QUICK_STEPS, Options, merged
 from lcn.experiments.store import Done, read_done
-from lcn.experiments.subset import take_users
 from lcn.experiments.tables import run_table
+from lcn.experiments.teller import Say
 from lcn.experiments.work import Finding
 from lcn.schema import Manifest
 from lcn.train.record import commit, processor
 
 ROOT = Path("runs/experiments")
 
-Experiment = Callable[[Bench, Workers, Told | None], Finding]
+Experiment = Callable[[Workspace], Finding]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,7 @@ def run_experiments(
     call: Call,
     *,
     root: Path = ROOT,
-    say: Told | None = None,
+    say: Say | None = None,
 ) -> list[ExperimentRecord]:
     """Run experiments on datasets and save what they found.
 
@@ -68,14 +71,14 @@ def run_experiments(
     for name in names:
         wanted += [(name, None)] if name in GENERATED else [(name, each) for each in datasets]
     records, failed = [], []
-    with own_workers(None, options.jobs) as workers:
+    with own_workers(options.jobs) as workers:
+        lab = Lab(root, options, workers, say)
         for name, dataset in wanted:
             try:
                 if dataset is None:
-                    record = _generated(name, datasets, options, call, root, workers, say)
+                    record = _on_generated(name, datasets, lab, call)
                 else:
-                    bench = open_bench(seen_dataset(dataset, root, options), root, options)
-                    record = _recorded(name, bench, call, workers, say)
+                    record = _on_dataset(name, dataset, lab, call)
             except LcnError as error:
                 if len(wanted) == 1:
                     raise
@@ -123,33 +126,46 @@ def quick(options: Options) -> Options:
 
 
 def experiment_of(name: str) -> Experiment:
-    """The function behind a name."""
+    """The function behind the name of a table or a figure."""
     if name in TABLES:
-        return lambda bench, workers, say: run_table(name, bench, workers=workers, say=say)
-    from lcn.experiments import figure4, figure5a, figure5b, mass
-
+        return partial(run_table, name)
     modules = {"figure4": figure4, "figure5a": figure5a, "figure5b": figure5b, "mass": mass}
     return modules[name].run
 
 
-def seen_dataset(dataset: Path, root: Path, options: Options) -> Path:
-    """The dataset itself, or its quick view."""
-    if not options.quick:
-        return dataset
-    manifest = open_dataset(dataset).manifest
-    view = root / "views" / f"{manifest.name}-{manifest.fingerprint}-{QUICK_USERS}"
-    return take_users(dataset, view, QUICK_USERS)
+def _on_dataset(name: str, dataset: Path, lab: Lab, call: Call) -> ExperimentRecord:
+    workspace = lab.open(dataset)
+    find, origin = partial(experiment_of(name), workspace), origin_on(workspace, call)
+    path = workspace.store.record_path(_file_name(name, lab.options))
+    return _recorded(name, find, origin, path, lab)
+
+
+def _on_generated(name: str, datasets: Sequence[Path], lab: Lab, call: Call) -> ExperimentRecord:
+    """An experiment that also runs on generated logs, or on nothing else."""
+    file = _file_name(name, lab.options)
+    if name == "conditions":
+        options = replace(lab.options, sizes=lab.options.sizes or conditions.SIZES)
+        lab = replace(lab, options=options)
+        find, origin = partial(conditions.run, lab), origin_generated(lab.options, call)
+    else:
+        asked = [open_dataset(dataset).manifest for dataset in datasets]
+        find = partial(questions.run, lab, datasets)
+        origin = origin_beside(asked, lab.options, call)
+        file = "-".join([file, *(manifest.name for manifest in asked)])
+    path = lab.root / "planted" / "records" / f"{file}.json"
+    return _recorded(name, find, origin, path, lab)
 
 
 def _recorded(
-    name: str, bench: Bench, call: Call, workers: Workers, say: Told | None
+    name: str, find: Callable[[], Finding], origin: Origin, path: Path, lab: Lab
 ) -> ExperimentRecord:
     started = time.monotonic()
-    finding = experiment_of(name)(bench, workers, say)
-    record = with_origin(name, finding, bench, call, time.monotonic() - started)
-    if not bench.options.finished:
+    finding = find()
+    origin = origin.model_copy(update={"seconds": time.monotonic() - started})
+    record = with_origin(name, finding, origin, lab.root)
+    if not lab.options.finished:
         _refuse_untrained(record)
-    keep_fullest(bench.store.record_path(_file_name(name, bench.options)), record, say)
+    keep_fullest(path, record, lab.say)
     return record
 
 
@@ -160,7 +176,7 @@ def _refuse_untrained(record: ExperimentRecord) -> None:
         raise ConfigError(f"{record.experiment} on {where}: no row could be trained: {reason}")
 
 
-def keep_fullest(path: Path, record: ExperimentRecord, say: Told | None = None) -> bool:
+def keep_fullest(path: Path, record: ExperimentRecord, say: Say | None = None) -> bool:
     """Save a record, unless it shows fewer runs than the one that is there, or none at all.
 
     A look at one row, or at what is finished, is shown but does not take a whole table's place.
@@ -168,21 +184,22 @@ def keep_fullest(path: Path, record: ExperimentRecord, say: Told | None = None) 
     Returns:
         Whether it was saved.
     """
-    before = _saved_runs(path)
-    now = _runs(record)
-    if not record.rows or now >= max(before, 1):
+    saved = _saved(path)
+    before, now = _runs(saved) if saved else 0, _runs(record)
+    lost = sorted(_named(saved) - _named(record)) if saved else []
+    if not record.rows or (now >= max(before, 1) and not lost):
         save_record(path, record)
         return True
     if before:
         note = (
-            f"not saved: these are {now} runs, and the finding in {path} shows {before}; it stays "
-            "(remove the file to replace it)"
+            f"not saved: these are {now} runs{f' without {lost[0]!r}' if lost else ''}, and the "
+            f"finding in {path} shows {before}; it stays (remove the file to replace it)"
         )
         _tell(note, say)
     return False
 
 
-def _tell(line: str, say: Told | None) -> None:
+def _tell(line: str, say: Say | None) -> None:
     (say or Console(stderr=True, soft_wrap=True, markup=False).print)(line)
 
 
@@ -190,77 +207,79 @@ def _runs(record: ExperimentRecord) -> int:
     return sum(len(row.runs) for row in record.rows)
 
 
-def _saved_runs(path: Path) -> int:
+def _named(record: ExperimentRecord) -> set[str]:
+    """Rows that were trained."""
+    return {row.name for row in record.rows if row.runs}
+
+
+def _saved(path: Path) -> ExperimentRecord | None:
     try:
-        return _runs(load_record(path)) if path.exists() else 0
+        return load_record(path) if path.exists() else None
     except DataError:
-        return 0
+        return None
 
 
-def _generated(  # the two experiments that make their own logs
-    name: str,
-    datasets: Sequence[Path],
-    options: Options,
-    call: Call,
-    root: Path,
-    workers: Workers,
-    say: Told | None,
-) -> ExperimentRecord:
-    from lcn.experiments import conditions, questions
-
-    started = time.monotonic()
-    module = {"conditions": conditions, "questions": questions}[name]
-    if name == "conditions":
-        options = replace(options, sizes=options.sizes or conditions.SIZES)
-    finding = module.run(datasets, options, root, workers, say)
-    record = with_origin(name, finding, None, call, time.monotonic() - started, options, root)
-    if not options.finished:
-        _refuse_untrained(record)
-    asked = [open_dataset(dataset).manifest for dataset in datasets] if name == "questions" else []
-    if asked:
-        record = record.model_copy(update={"origin": _beside(record.origin, asked, options)})
-    file = "-".join([_file_name(name, options), *(manifest.name for manifest in asked)])
-    keep_fullest(root / "planted" / "records" / f"{file}.json", record, say)
-    return record
+def origin_on(workspace: Workspace, call: Call) -> Origin:
+    """The origin of what is found on one dataset."""
+    where = {
+        "dataset": workspace.name,
+        "fingerprint": workspace.store.fingerprint,
+        "licence": open_dataset(workspace.dataset).manifest.licence,
+        "settings": workspace.settings,
+        "sizes": (workspace.sizes.k1, workspace.sizes.k2),
+    }
+    return origin_generated(workspace.options, call).model_copy(update=where)
 
 
-def _beside(origin: Origin, asked: Sequence[Manifest], options: Options) -> Origin:
-    """The origin of a finding on generated logs and on some datasets."""
-    settings = [f"{m.name}: {' '.join(options.settings_for(m.name))}" for m in asked]
-    return origin.model_copy(
-        update={
-            "dataset": ", ".join([*(m.name for m in asked), origin.dataset]),
-            "fingerprint": ", ".join(m.fingerprint for m in asked),
-            "licence": "; ".join(m.licence for m in asked),
-            "settings": (*settings, f"{origin.dataset}: {' '.join(origin.settings)}"),
-        }
+def origin_generated(options: Options, call: Call) -> Origin:
+    """The origin of what is found on generated logs."""
+    sizes = options.sizes
+    return Origin(
+        command=call.command,
+        commit=commit(),
+        version=__version__,
+        machine=processor(),
+        date=call.now,
+        seconds=0.0,
+        dataset="generated logs",
+        fingerprint="",
+        seeds=options.seeds,
+        trials=options.trials,
+        settings=options.settings_for("synthetic"),
+        sizes=(sizes.k1, sizes.k2) if sizes is not None else None,
+        quick=options.quick,
     )
 
 
-def with_origin(
-    name: str,
-    finding: Finding,
-    bench: Bench | None,
-    call: Call,
-    seconds: float,
-    options: Options | None = None,
-    root: Path = ROOT,
-) -> ExperimentRecord:
+def origin_beside(asked: Sequence[Manifest], options: Options, call: Call) -> Origin:
+    """The origin of what is found on some datasets and on generated logs."""
+    origin = origin_generated(options, call)
+    if not asked:
+        return origin
+    settings = [f"{m.name}: {' '.join(options.settings_for(m.name))}" for m in asked]
+    where = {
+        "dataset": ", ".join([*(m.name for m in asked), origin.dataset]),
+        "fingerprint": ", ".join(m.fingerprint for m in asked),
+        "licence": "; ".join(m.licence for m in asked),
+        "settings": (*settings, f"{origin.dataset}: {' '.join(origin.settings)}"),
+    }
+    return origin.model_copy(update=where)
+
+
+def with_origin(name: str, finding: Finding, origin: Origin, root: Path) -> ExperimentRecord:
     """A finding with its provenance.
 
     Args:
         name: of the experiment.
         finding: what it found.
-        bench: where; None for one on generated logs, which has `options` and `root` instead.
-        call: who asked.
-        seconds: how long it took.
-        options: as asked for.
+        origin: of `origin_on`; what is known of the runs is added.
         root: the results store.
     """
-    options = bench.options if bench is not None else options or Options()
-    sizes = bench.sizes if bench is not None else options.sizes
-    licence = open_dataset(bench.dataset).manifest.licence if bench is not None else ""
-    trained = _trained(finding, bench.store.folder.parent if bench is not None else root)
+    trained = _trained(finding, root)
+    of_runs = {
+        "run_commits": tuple(sorted({done.commit for done in trained})),
+        "run_seconds": sum(done.seconds for done in trained),
+    }
     return ExperimentRecord(
         experiment=name,
         title=finding.title,
@@ -269,24 +288,7 @@ def with_origin(
         verdicts=finding.verdicts,
         rows=finding.rows,
         data=finding.data,
-        origin=Origin(
-            command=call.command,
-            commit=commit(),
-            version=__version__,
-            machine=processor(),
-            date=call.now,
-            seconds=seconds,
-            run_commits=tuple(sorted({done.commit for done in trained})),
-            run_seconds=sum(done.seconds for done in trained),
-            dataset=bench.name if bench is not None else "generated logs",
-            fingerprint=bench.store.fingerprint if bench is not None else "",
-            licence=licence,
-            seeds=options.seeds,
-            trials=options.trials,
-            settings=bench.settings if bench is not None else options.settings_for("synthetic"),
-            sizes=(sizes.k1, sizes.k2) if sizes is not None else None,
-            quick=options.quick,
-        ),
+        origin=origin.model_copy(update=of_runs),
     )
 
 
@@ -298,6 +300,3 @@ def _trained(finding: Finding, root: Path) -> list[Done]:
 
 def _file_name(name: str, options: Options) -> str:
     return f"{name}-quick" if options.quick else name
-
-
-__all__ = ["FIGURES", "ROOT", "Call", "experiment_of", "quick", "run_experiments", "with_origin"]

@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lcn.data.dataset import open_dataset
 from lcn.errors import ConfigError
 from lcn.experiments.rows import Row, Sizes, resolve, shortened
 from lcn.experiments.settings import Options
-from lcn.experiments.store import Store, open_store, read_failure
-from lcn.experiments.teller import Teller, Told
+from lcn.experiments.store import Store, read_failure
+from lcn.experiments.teller import Say, Teller
 from lcn.experiments.tuning import choose, plan_trials
 from lcn.experiments.worker import Job, Outcome, run_job, start_worker
 from lcn.train.config import RunConfig
@@ -53,8 +52,8 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """One dataset with its store and the options: where rows are trained."""
+class Workspace:
+    """One dataset with its store, the options and the processes: where rows are trained."""
 
     dataset: str
     """Folder of the prepared dataset."""
@@ -64,6 +63,9 @@ class Bench:
     settings: tuple[str, ...]
     """Of every row here."""
     sizes: Sizes
+    workers: Workers
+    say: Say | None = None
+    """Told of each finished run; None shows a bar on stderr."""
 
     def resolve(self, row: Row, *more: str) -> RunConfig:
         """A row's whole config here."""
@@ -71,31 +73,15 @@ class Bench:
         return shortened(config, self.options.first_steps)
 
 
-def open_bench(dataset: Path | str, root: Path, options: Options) -> Bench:
-    """Open a dataset and its store.
-
-    Raises:
-        DataError: no finished dataset there.
-    """
-    manifest = open_dataset(dataset).manifest
-    name, store = manifest.name, open_store(root, manifest)
-    settings, sizes = options.settings_for(name), options.sizes_for(name)
-    return Bench(str(dataset), name, store, options, settings, sizes)
-
-
-def fit_rows(
-    bench: Bench, rows: Sequence[Row], *, workers: Workers | None = None, say: Told | None = None
-) -> tuple[Fitted, ...]:
+def fit_rows(workspace: Workspace, rows: Sequence[Row]) -> tuple[Fitted, ...]:
     """Tune and train rows; those finished before cost nothing.
 
     Args:
-        bench: dataset, store and options.
+        workspace: where.
         rows: what to train; tuned with the same number of trials each.
-        workers: processes to use; None starts some for this call.
-        say: told of each finished run (None shows a bar on stderr).
     """
-    with own_workers(workers, bench.options.jobs) as pool, Teller(say, bench.name) as teller:
-        return _Schedule(bench, pool, teller).run(rows)
+    with Teller(workspace.say, workspace.name) as teller:
+        return _Schedule(workspace, teller).run(rows)
 
 
 @dataclass(slots=True)
@@ -124,8 +110,8 @@ class _Wanted:
 class _Schedule:
     """Submits jobs, and each row's seeds as soon as its last trial is known."""
 
-    def __init__(self, bench: Bench, workers: Workers, teller: Teller) -> None:
-        self._bench, self._workers, self._teller = bench, workers, teller
+    def __init__(self, workspace: Workspace, teller: Teller) -> None:
+        self._workspace, self._workers, self._teller = workspace, workspace.workers, teller
         self._future_of: dict[Path, Future[Outcome]] = {}
         self._job_of: dict[Path, Job] = {}
         self._lost: set[Path] = set()
@@ -135,7 +121,7 @@ class _Schedule:
 
     def run(self, rows: Sequence[Row]) -> tuple[Fitted, ...]:
         """Tune and train the rows, until each is done or known to fail."""
-        options = self._bench.options
+        options = self._workspace.options
         pursuits = []
         per_row = len(options.seeds) + (options.trials if options.trials > 1 else 0)
         self._teller.expect(per_row * len(rows))
@@ -151,7 +137,7 @@ class _Schedule:
         return tuple(self._fitted(pursuit) for pursuit in pursuits)
 
     def _start(self, pursuit: _Pursuit) -> None:
-        options = self._bench.options
+        options = self._workspace.options
         if options.trials <= 1:
             self._submit_seeds(pursuit)
             return
@@ -160,16 +146,16 @@ class _Schedule:
             more.append(f"train.epochs={options.trial_epochs}")
         row = pursuit.row
         try:
-            standing = self._bench.resolve(row)
+            standing = self._workspace.resolve(row)
             pursuit.trials = plan_trials(
                 row,
                 options.trials,
                 options.tuning_seed,
                 fixed={setting.partition("=")[0] for setting in options.extra},
-                changes=lambda overrides: self._bench.resolve(row, *overrides) != standing,
+                changes=lambda overrides: self._workspace.resolve(row, *overrides) != standing,
             )
             pursuit.trial_runs = [
-                self._bench.resolve(row, *overrides, *more) for overrides in pursuit.trials
+                self._workspace.resolve(row, *overrides, *more) for overrides in pursuit.trials
             ]
         except ConfigError as error:
             pursuit.error = str(error)
@@ -205,29 +191,29 @@ class _Schedule:
     def _submit_seeds(self, pursuit: _Pursuit) -> None:
         try:
             pursuit.seed_runs = [
-                self._bench.resolve(pursuit.row, *pursuit.chosen, f"train.seed={seed}")
-                for seed in self._bench.options.seeds
+                self._workspace.resolve(pursuit.row, *pursuit.chosen, f"train.seed={seed}")
+                for seed in self._workspace.options.seeds
             ]
         except ConfigError as error:
             pursuit.error = str(error)
             return
-        for seed, config in zip(self._bench.options.seeds, pursuit.seed_runs, strict=True):
+        for seed, config in zip(self._workspace.options.seeds, pursuit.seed_runs, strict=True):
             self._want(config, f"{pursuit.row.name} seed {seed}", 0)
 
     def _want(self, config: RunConfig, label: str, stage: int) -> None:
         """Queue a run, unless it is there or queued already."""
-        folder = self._bench.store.run_folder(config)
+        folder = self._workspace.store.run_folder(config)
         if folder in self._label_of:
             self._teller.advance("")
             return
         self._label_of[folder] = label
-        done = self._bench.store.finished(config)
-        if done is not None or self._bench.options.finished:
+        done = self._workspace.store.finished(config)
+        if done is not None or self._workspace.options.finished:
             error = "" if done else read_failure(folder) or NOT_TRAINED
             self._outcome_of[folder] = Outcome(done, error, reused=True)
             self._teller.advance("")
             return
-        job = Job(config.model_dump_json(), folder, self._bench.store.fingerprint)
+        job = Job(config.model_dump_json(), folder, self._workspace.store.fingerprint)
         heapq.heappush(self._queue, _Wanted((stage, len(self._label_of)), job))
 
     def _collect(self) -> bool:
@@ -267,7 +253,7 @@ class _Schedule:
             return None
 
     def _outcome(self, config: RunConfig) -> Outcome | None:
-        return self._outcome_of.get(self._bench.store.run_folder(config))
+        return self._outcome_of.get(self._workspace.store.run_folder(config))
 
     def _fitted(self, pursuit: _Pursuit) -> Fitted:
         runs, error = [], pursuit.error
@@ -278,7 +264,7 @@ class _Schedule:
             elif outcome is not None:
                 error = error or outcome.error
         # Fewer seeds than its rivals would make a row incomparable.
-        whole = tuple(runs) if len(runs) == len(self._bench.options.seeds) else ()
+        whole = tuple(runs) if len(runs) == len(self._workspace.options.seeds) else ()
         return Fitted(pursuit.row, pursuit.tried, pursuit.chosen, whole, error)
 
 
@@ -331,11 +317,8 @@ class Workers:
 
 
 @contextmanager
-def own_workers(workers: Workers | None, jobs: int) -> Iterator[Workers]:
-    """The given workers, or some for the length of a block."""
-    if workers is not None:
-        yield workers
-        return
+def own_workers(jobs: int) -> Iterator[Workers]:
+    """Workers for the length of a block."""
     workers = Workers(jobs)
     try:
         yield workers

@@ -1,7 +1,7 @@
 """Every objective on CRP's schedule: so many steps on the objective alone, then clicks alone.
 
 Table 5 has each objective beside the clicks, as its paper has it, and CRP first, as it is best;
-what of a difference is the objective's and what the schedule's, this table tells.
+this table separates the objective's effect from the schedule's.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,14 +27,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from lcn.backbones import BACKBONES
 from lcn.backbones.base import Backbone
 from lcn.evaluate.predictions import Predictions, load_predictions
+from lcn.files import write_whole
 from lcn.objectives import OBJECTIVES
 from lcn.objectives.base import Objective
 from lcn.schema import Manifest, Split
-from lcn.train.config import RunConfig, settings_digest
-from lcn.train.record import write_whole
+from lcn.train.config import RunConfig, result_settings, settings_digest
 
-_NOT_RESULT = ("dataset", "name")
-_NOT_RESULT_TRAIN = ("workers", "threads", "checkpoint_every", "log_every")
 # Files of before write what is undefined as null.
 _Value = Annotated[float, BeforeValidator(lambda given: math.nan if given is None else given)]
 
@@ -80,16 +80,11 @@ def config_key(
         fingerprint: of the dataset.
         revisions: those that it was trained with; those of the present code by default.
     """
-    tree = config.model_dump(mode="json")
-    for name in _NOT_RESULT:
-        tree.pop(name)
-    for name in _NOT_RESULT_TRAIN:
-        tree["train"].pop(name)
     revisions = revisions_of(config) if revisions is None else revisions
-    told: list[Any] = [tree, fingerprint]
+    deciding: list[Any] = [result_settings(config), fingerprint]
     if revisions:
-        told.append(dict(revisions))
-    text = json.dumps(told, sort_keys=True)
+        deciding.append(dict(revisions))
+    text = json.dumps(deciding, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -176,14 +171,25 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def making(folder: Path) -> Iterator[None]:
-    """Hold the making of a folder that is renamed into place: its lock lies beside it.
+def made_once(folder: Path, make: Callable[[Path], Path]) -> Path:
+    """A dataset that is made if it is missing, whole or not at all; others that want it wait.
 
-    Inside, look again whether it is there: another process may have made it meanwhile.
+    Args:
+        folder: where it goes; the lock lies beside it.
+        make: makes it somewhere in the folder that it is given and returns where.
     """
+    if (folder / "manifest.json").exists():
+        return folder
     with _lock(folder.with_name(f"{folder.name}.lock")):
-        yield
+        # Another process may have made it meanwhile.
+        if not (folder / "manifest.json").exists():
+            work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+            shutil.rmtree(work, ignore_errors=True)
+            made = make(work)
+            shutil.rmtree(folder, ignore_errors=True)
+            made.replace(folder)
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
 
 
 @contextmanager

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lcn.data.dataset import Dataset, open_dataset
-from lcn.experiments.store import making
+from lcn.experiments.settings import QUICK_USERS
+from lcn.experiments.store import made_once
+from lcn.files import sha256_of
 from lcn.schema import SPLITS, Manifest, write_manifest
+
+
+def quick_view(dataset: Path, root: Path) -> Path:
+    """A dataset's view for a quick look, kept in the results store."""
+    manifest = open_dataset(dataset).manifest
+    view = root / "views" / f"{manifest.name}-{manifest.fingerprint}-{QUICK_USERS}"
+    return take_users(dataset, view, QUICK_USERS)
 
 
 def take_users(dataset: Path | str, folder: Path, users: int, seed: int = 0) -> Path:
@@ -34,23 +43,17 @@ def take_users(dataset: Path | str, folder: Path, users: int, seed: int = 0) -> 
     shown = np.unique(np.concatenate([rows.user_S for rows in opened.samples.values()]))
     if len(shown) <= users:
         return Path(dataset)
-    if not (folder / "manifest.json").exists():
-        keep_U = np.zeros(len(opened.user_UP), bool)
-        keep_U[np.random.default_rng(seed).choice(shown, users, replace=False)] = True
-        with making(folder):
-            if not (folder / "manifest.json").exists():
-                _make(opened, folder, keep_U)
-    return folder
+    keep_U = np.zeros(len(opened.user_UP), bool)
+    keep_U[np.random.default_rng(seed).choice(shown, users, replace=False)] = True
+    return made_once(folder, partial(_make, opened, keep_U))
 
 
-def _make(opened: Dataset, folder: Path, keep_U: NDArray[np.bool_]) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+def _make(opened: Dataset, keep_U: NDArray[np.bool_], work: Path) -> Path:
     for path in sorted(opened.folder.rglob("*")):
         inside = path.relative_to(opened.folder)
         if path.is_file() and inside.parts[0] not in ("samples", "manifest.json", "rejected"):
-            (partial / inside).parent.mkdir(parents=True, exist_ok=True)
-            _link(path, partial / inside)
+            (work / inside).parent.mkdir(parents=True, exist_ok=True)
+            _link(path, work / inside)
     counts: dict[str, dict[str, int]] = {"samples": {}, "positives": {}}
     checksums = dict(opened.manifest.checksums)
     for split in SPLITS:
@@ -58,17 +61,16 @@ def _make(opened: Dataset, folder: Path, keep_U: NDArray[np.bool_]) -> None:
         counts["samples"][split] = len(row_N)
         counts["positives"][split] = int(opened.samples[split].label_S[row_N].sum())
         for path in sorted((opened.folder / "samples" / split).glob("*.npy")):
-            out = partial / "samples" / split / path.name
+            out = work / "samples" / split / path.name
             out.parent.mkdir(parents=True, exist_ok=True)
             np.save(out, np.load(path, mmap_mode="r", allow_pickle=False)[row_N])
             name = f"samples/{split}/{path.name}"
-            checksums[name] = hashlib.sha256(out.read_bytes()).hexdigest()
+            checksums[name] = sha256_of(out)
     count = opened.manifest.count.model_copy(update=counts)
     update = {"count": count, "checksums": checksums}
     manifest: Manifest = opened.manifest.model_copy(update=update)
-    write_manifest(partial, manifest)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    write_manifest(work, manifest)
+    return work
 
 
 def _link(path: Path, to: Path) -> None:

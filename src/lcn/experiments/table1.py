@@ -54,7 +54,7 @@ def _beyond() -> tuple[Row, ...]:
             beyond=True),
         Row("own negatives per anchor", "lap_crp", _objective("form=anchored"), CRP_KNOBS,
             beyond=True),
-        Row("eight pairs per user", "lap_crp", _objective("pairs=8"), CRP_KNOBS, beyond=True),
+        Row("one pair per user", "lap_crp", _objective("pairs=1"), CRP_KNOBS, beyond=True),
         Row("CRP beside the clicks", "lap_crp", JOINT, JOINT_KNOBS, beyond=True),
         Row("CRP beside the clicks, fading", "lap_crp", (*JOINT, *_objective("decay=400")),
             JOINT_KNOBS, beyond=True),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lcn.experiments import quoted
 from lcn.experiments.rows import (
+    BACKBONES,
     CRP_KNOBS,
     JOINT,
     JOINT_KNOBS,
@@ -19,7 +20,6 @@ from lcn.experiments.rows import (
     Table,
 )
 
-BACKBONES = {"SIM Soft": "sim_soft", "ETA": "eta", "SDIM": "sdim", "TWIN": "twin"}
 OTHERS = {"no lifelong": "none", "full attention": "full", "LAP": "lap"}
 """Not in the paper's table: does CRP need a lifelong part at all?"""
 

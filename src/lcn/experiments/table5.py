@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lcn.experiments import quoted
 from lcn.experiments.rows import (
+    BACKBONES,
     CRP_KNOBS,
     FISM_KNOBS,
     NONE,
@@ -20,7 +21,6 @@ from lcn.experiments.rows import (
 )
 from lcn.recipes import RECIPES
 
-BACKBONES = {"SIM Soft": "sim_soft", "ETA": "eta", "SDIM": "sdim", "TWIN": "twin"}
 OBJECTIVES = {
     "DSS": "dss",
     "BERT4Rec": "bert4rec",
@@ -39,7 +39,7 @@ IN_PLACE = (
     "them first, where CRP's recipe has it (see schedules)."
 )
 LCN, PLAIN = "LCN-200-50", "LCN-200-50 w/o CRP"
-TOLD = "LCN-200-50, responses first"
+RESPONSES_FIRST = "LCN-200-50, responses first"
 
 
 def table(sizes: Sizes) -> Table:
@@ -73,7 +73,7 @@ def table(sizes: Sizes) -> Table:
             Row(LCN, "lap_crp", (), CRP_KNOBS, quoted.TABLE5[LCN]),
             Row("LCN-500-100", "lap_crp", wide, CRP_KNOBS, quoted.TABLE5["LCN-500-100"]),
             Row(
-                TOLD,
+                RESPONSES_FIRST,
                 "lap_fism",
                 ("model.backbone.fism=true",),
                 FISM_KNOBS,
@@ -84,7 +84,7 @@ def table(sizes: Sizes) -> Table:
         references=(SIM_SOFT, NONE),
         claims=(
             *(
-                Claim(f"LCN, responses first, beats {name}", TOLD, name)
+                Claim(f"LCN, responses first, beats {name}", RESPONSES_FIRST, name)
                 for name in (*BACKBONES, "full attention", PLAIN, LCN)
             ),
             *(Claim(f"LCN beats {name}", LCN, name) for name in (*BACKBONES, *OBJECTIVES)),

@@ -24,7 +24,7 @@ from lcn.experiments.record import (
     number_cell,
 )
 from lcn.experiments.rows import Metric, Sizes, Table
-from lcn.experiments.runner import Bench, Fitted, Told, Workers, fit_rows
+from lcn.experiments.runner import Fitted, Workspace, fit_rows
 from lcn.experiments.work import Finding
 
 TABLES: dict[str, Callable[[Sizes], Table]] = {
@@ -39,37 +39,37 @@ TABLES: dict[str, Callable[[Sizes], Table]] = {
 _RISING = ("auc", "gauc")
 
 
-def run_table(
-    name: str, bench: Bench, *, workers: Workers | None = None, say: Told | None = None
-) -> Finding:
+def run_table(name: str, workspace: Workspace) -> Finding:
     """Train, measure and judge one of the paper's tables on one dataset."""
-    options = bench.options
-    table = TABLES[name](bench.sizes).select(options.rows, beyond=options.beyond)
-    fitted = fit_rows(bench, table.rows, workers=workers, say=say)
-    return show(bench, table, fitted, measure(bench, table, fitted))
+    options = workspace.options
+    table = TABLES[name](workspace.sizes).select(options.rows, beyond=options.beyond)
+    fitted = fit_rows(workspace, table.rows)
+    return show(workspace, table, fitted, measure(workspace, table, fitted))
 
 
-def show(bench: Bench, table: Table, fitted: Sequence[Fitted], measured: Measured) -> Finding:
+def show(
+    workspace: Workspace, table: Table, fitted: Sequence[Fitted], measured: Measured
+) -> Finding:
     """Panels and verdicts of a measured table."""
-    rising = {each.row.name: _still_rising(bench, each) for each in fitted}
+    rising = {each.row.name: _still_rising(workspace, each) for each in fitted}
     panels: list[Panel] = [_results(table, fitted, measured, rising)]
     if measured.compared:
         panels += _forests(table, measured)
         panels.append(_differences(measured))
     if measured.strata:
         panels.append(_strata(measured))
-    panels.append(_choices(fitted) if bench.options.trials > 1 else _recipes(fitted))
+    panels.append(_choices(fitted) if workspace.options.trials > 1 else _recipes(fitted))
     return Finding(
         title=table.title,
         summary=table.note,
         panels=tuple(panels),
         verdicts=tuple(_verdict(each) for each in measured.compared if each.claim),
-        rows=tuple(row_record(bench, each) for each in fitted),
+        rows=tuple(row_record(workspace, each) for each in fitted),
         data=plain(measured.numbers()),
     )
 
 
-def row_record(bench: Bench, fitted: Fitted) -> RowRecord:
+def row_record(workspace: Workspace, fitted: Fitted) -> RowRecord:
     """How a row came about, for the record."""
     return RowRecord(
         name=fitted.row.name,
@@ -77,8 +77,8 @@ def row_record(bench: Bench, fitted: Fitted) -> RowRecord:
         overrides=fitted.row.overrides,
         chosen=fitted.chosen,
         trials=tuple((trial.overrides, trial.value) for trial in fitted.trials),
-        runs=tuple(bench.store.run_folder(run).name for run in fitted.runs),
-        dataset=bench.store.folder.name,
+        runs=tuple(workspace.store.run_folder(run).name for run in fitted.runs),
+        dataset=workspace.store.folder.name,
         error=fitted.error,
     )
 
@@ -107,11 +107,11 @@ def _verdict(compared: Compared) -> Verdict:
     )
 
 
-def _still_rising(bench: Bench, fitted: Fitted) -> str:
+def _still_rising(workspace: Workspace, fitted: Fitted) -> str:
     """How many of a row's runs were best where they ended: more epochs might have done better."""
     rising = 0
     for config in fitted.runs:
-        done, every = bench.store.finished(config), config.train.evaluate_every or 1
+        done, every = workspace.store.finished(config), config.train.evaluate_every or 1
         # With `evaluate_every` the steps behind the last look are not judged.
         if done is not None:
             rising += done.best_step == (done.steps // every * every or done.steps)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Told = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 class Teller:
     """A bar on stderr, lines where stderr is no terminal, or a callback."""
 
-    def __init__(self, say: Told | None, label: str) -> None:
+    def __init__(self, say: Say | None, label: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from lcn.errors import LcnError
 from lcn.experiments.store import Done, locked, note_failure, read_done, revisions_of
+from lcn.files import write_whole
 from lcn.schema import Split
-from lcn.train.record import write_whole
 
 PREDICTED: tuple[Split, Split] = ("validation", "test")
 

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lcn import ops
 from lcn.errors import ConfigError
 from lcn.nn.request_attention import Asked, attend_request
 from lcn.ops import RECENCY_BUCKETS, HistoryRows, Norm, Pool, Scoring
+from lcn.ops.reference import rows_of_span
 from lcn.schema import Field
 
 MAX_CODES = 4096
@@ -45,8 +46,8 @@ class ContextTable(nn.Module):
             largest = max(fields, key=lambda field: field.size)
             raise ConfigError(
                 f"event context fields have {total} values together, at most {MAX_CODES} are "
-                f"supported: bucket {largest.name!r} ({largest.size} values) or make it an item"
-                " field"
+                f"supported: bucket {largest.name!r} ({largest.size} values), make it an item "
+                "field, or raise limits.min_count of the mapping, and prepare again"
             )
         self.embedding_VE = nn.Parameter(torch.randn(total, width) * std)
 
@@ -54,10 +55,6 @@ class ContextTable(nn.Module):
     def codes(self) -> int:
         """Length of the V axis."""
         return len(self.embedding_VE)
-
-    def offsets(self, fields: int) -> Tensor:
-        """First code of each of the first `fields` fields."""
-        return torch.tensor([sum(self.sizes[:i]) for i in range(fields)], dtype=torch.int32)
 
     def dot(self, query_CHGE: Float[Tensor, "C H G E"]) -> Float[Tensor, "C H V"]:
         """Inner product of every code's embedding with the query part of its field."""
@@ -83,6 +80,13 @@ class Selection:
 
     span_C2: Int[Tensor, "C 2"] | None = None
     kept_CK: Int[Tensor, "C K"] | None = None
+
+    def rows(self) -> tuple[Int[Tensor, "C N"], Bool[Tensor, "C N"]]:
+        """The selected rows, padded, and where there is one."""
+        if self.kept_CK is not None:
+            return self.kept_CK.clamp(min=0), self.kept_CK >= 0
+        assert self.span_C2 is not None
+        return rows_of_span(self.span_C2)
 
     def pool(self, rows: HistoryRows, scoring: Scoring, norm: Norm, keep: int = 0) -> Pool:
         """Pool the selected rows; see `lcn.ops.span_pool`."""

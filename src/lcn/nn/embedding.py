@@ -73,8 +73,8 @@ def look_up(table: nn.Module, index_N: Int[Tensor, " N"]) -> Float[Tensor, "N W"
 
 
 class _Lookup(torch.autograd.Function):
-    """PyTorch's own backward copies all gradient rows to leave padding out; here they are zeroed
-    where there are any, which the model's batches never hold."""
+    """A look-up whose backward copies no gradient rows: PyTorch's own copies all of them to leave
+    padding out. Here rows of padding, which the model's batches never hold, are set to zero."""
 
     @staticmethod
     def forward(ctx: Any, weight_VW: Tensor, index_N: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ Answer = tuple[Float[Tensor, "C B"], Int[Tensor, "C K"]]
 def attend_request(
     attention: TargetAttention, rows: HistoryRows, selection: Selection, asked: Asked
 ) -> Answer | None:
-    """`TargetAttention.attend` for a request; None where candidates have no more in common than
-    in training, or too few of them are there.
+    """`TargetAttention.attend` for a request; None where it does not apply: with gradients,
+    for candidates of several histories or moments, or for few of them.
 
     On the CPU only: a GPU would have to be asked whether spans and times are equal. In single
     precision only, which is what the kernels for listed rows know.

@@ -36,9 +36,9 @@ class Rows(NamedTuple):
     row_R: NDArray[np.int64]
     """Distinct table rows."""
     first_R: NDArray[np.int32]
-    """Gradient row that names each of them first ..."""
+    """The first gradient row of each of them."""
     next_N: NDArray[np.int32]
-    """... and which gradient row names the same one next; -1 ends the chain."""
+    """The next gradient row of the same table row; -1 ends the chain."""
     grad_ND: NDArray[np.float32]
 
 

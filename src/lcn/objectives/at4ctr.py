@@ -17,8 +17,8 @@ from lcn.config import Config as BaseConfig
 from lcn.nn.mlp import mlp
 from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import info_nce, item_key
-from lcn.objectives.draw import below
+from lcn.objectives.contrast import info_nce, item_key, mean_or_zero
+from lcn.objectives.draw import pick
 from lcn.objectives.encoder import EncoderConfig, StreamEncoder
 from lcn.objectives.stream import Stream, StreamConfig, merge_stream, next_places
 
@@ -130,7 +130,8 @@ class At4Ctr(Objective):
             self._remember(item_PW, key_P, address_P)
         allowed_PQ = (key_P[:, None] != key_Q) & (address_P[:, None] != user_Q)
         logit_PQ = user_PW @ other_PW.T / tau
-        return _mean(info_nce(logit_PQ, allowed_PQ, (user_PW * item_PW).sum(1) / tau), allowed_PQ)
+        loss_P = info_nce(logit_PQ, allowed_PQ, (user_PW * item_PW).sum(1) / tau)
+        return mean_or_zero(loss_P, allowed_PQ.any(1))
 
     @torch.no_grad()
     def _remember(self, item_PW: Tensor, key_P: Tensor, address_P: Tensor) -> None:
@@ -153,14 +154,12 @@ class At4Ctr(Objective):
             at_M = (target_N == target).nonzero()[:, 0]
             at_K = at_M
             if len(at_M) > self.config.contrasted:
-                drawn = torch.full((self.config.contrasted,), len(at_M))
-                at_K = at_M[below(drawn, view.generator).to(at_M.device)]
+                at_K = at_M[pick(self.config.contrasted, len(at_M), view.generator)]
             allowed_MK = (user_N[at_M, None] != user_N[at_K]) & (key_N[at_M, None] != key_N[at_K])
             positive_M = (p_ND[at_M] * t_ND[at_M]).sum(1) / tau
             losses.append(info_nce(p_ND[at_M] @ t_ND[at_K].T / tau, allowed_MK, positive_M))
             masks.append(allowed_MK.any(1))
-        loss_N, valid_N = torch.cat(losses), torch.cat(masks)
-        return loss_N[valid_N].sum() / valid_N.sum().clamp(min=1)
+        return mean_or_zero(torch.cat(losses), torch.cat(masks))
 
 
 def matched_candidates(view: View) -> Int[Tensor, " U"]:
@@ -173,8 +172,3 @@ def matched_candidates(view: View) -> Int[Tensor, " U"]:
     last_U = torch.full_like(latest_U, -1)
     last_U = last_U.scatter_reduce(0, batch.user_of_C[clicked_C], clicked_C, "amax")
     return torch.where(last_U >= 0, last_U, latest_U)
-
-
-def _mean(loss_P: Tensor, allowed_PQ: Tensor) -> Tensor:
-    has_negative_P = allowed_PQ.any(1)
-    return loss_P[has_negative_P].sum() / has_negative_P.sum().clamp(min=1)

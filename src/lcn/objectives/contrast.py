@@ -30,8 +30,7 @@ def info_nce(
 
 def mean_or_zero(loss_N: Float[Tensor, " N"], valid_N: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
     """Mean over valid entries; 0 with zero gradient when there is none."""
-    kept_N = torch.where(valid_N, loss_N, 0.0)
-    return kept_N.sum() / valid_N.sum().clamp(min=1)
+    return loss_N[valid_N].sum() / valid_N.sum().clamp(min=1)
 
 
 def item_key(field_NF: Int[Tensor, "N F"]) -> Int[Tensor, " N"]:

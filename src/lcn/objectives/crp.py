@@ -7,13 +7,12 @@ Shapes: U users, L places of a short-term history, V users with a positive pair,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from lcn.config import Config as BaseConfig
@@ -21,7 +20,7 @@ from lcn.data.batch import Rows
 from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import cosine_rows
-from lcn.objectives.draw import below, pick_one
+from lcn.objectives.draw import below, pick, pick_one
 from lcn.objectives.in_batch import in_batch_contrast
 from lcn.objectives.kinds import index_of, read_values
 from lcn.objectives.stream import newest_rows
@@ -47,6 +46,12 @@ class LikedConfig(BaseConfig):
     """Empty: all events."""
     values: tuple[str, ...] = ()
     """As in the logs."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> LikedConfig:
+        if bool(self.field) != bool(self.values):
+            raise ValueError("liked needs both field and values, or neither")
+        return self
 
 
 class Crp(Objective):
@@ -210,7 +215,7 @@ def draw_negatives(
     second_B = (second_UL >= 0).any(1).nonzero()[:, 0]
     if not len(first_A) or not len(second_B):
         return first_A[:0], second_B[:0]
-    user_M = first_A[below(torch.full_like(first_A[:1], len(first_A)).expand(count), generator)]
+    user_M = first_A[pick(count, len(first_A), generator)]
     # Skipping the first user's own place keeps the draw over the others uniform.
     own_M = torch.searchsorted(second_B, user_M)
     is_own_M = second_B[own_M.clamp(max=len(second_B) - 1)] == user_M
@@ -224,11 +229,6 @@ def draw_negatives(
         _item_at(a_UL, pick_one(a_UL >= 0, generator)),
         _item_at(b_UL, pick_one(b_UL >= 0, generator)),
     )
-
-
-def chance_level(negatives: int, form: Literal["paper", "anchored", "infonce"]) -> float:
-    """The loss of vectors that know nothing (all cosines 0): log M, or log(1 + M)."""
-    return math.log(negatives + (form == "infonce"))
 
 
 def _item_at(item_UL: Tensor, place_U: Tensor) -> Tensor:

@@ -28,6 +28,11 @@ def below(bound_N: Int[Tensor, " N"], generator: torch.Generator) -> Int[Tensor,
     return torch.minimum(drawn_N, (bound_N - 1).clamp(min=0))
 
 
+def pick(count: int, size: int, generator: torch.Generator) -> Int[Tensor, " N"]:
+    """`count` independent uniform integers of [0, size)."""
+    return below(torch.full((count,), size), generator)
+
+
 def pick_some(
     valid_UL: Bool[Tensor, "U L"], count: int | Int[Tensor, " U"], generator: torch.Generator
 ) -> Bool[Tensor, "U L"]:

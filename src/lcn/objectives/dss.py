@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lcn.config import Config as BaseConfig
 from lcn.config import Share
 from lcn.objectives.base import Objective, Setup, View
-from lcn.objectives.contrast import item_key
+from lcn.objectives.contrast import item_key, mean_or_zero
 from lcn.objectives.draw import below, coins
 from lcn.objectives.encoder import EncoderConfig, StreamEncoder
 from lcn.objectives.stream import Stream, StreamConfig, compact, merge_stream
@@ -176,7 +176,7 @@ def sequence_to_item(
     open_B1B = (allowed_BB | itself_BB)[:, None, :]
     total_B = score_BKB.masked_fill(~open_B1B, -torch.inf).flatten(1).logsumexp(1)
     own_B = score_BKB.diagonal(dim1=0, dim2=2).amax(0)
-    return (total_B - own_B)[counts_B].sum() / counts_B.sum().clamp(min=1)
+    return mean_or_zero(total_B - own_B, counts_B)
 
 
 def sequence_to_sequence(

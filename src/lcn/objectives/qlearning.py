@@ -30,9 +30,9 @@ class RewardConfig(Config):
     """What an event is worth."""
 
     source: float = 0.2
-    """An event of the source domain ..."""
+    """Reward of a source-domain event whose kind is not in `values`."""
     target: float = 1.0
-    """... and of the target domain, unless its kind is named below."""
+    """Reward of a target-domain event whose kind is not in `values`."""
     field: str = ""
     """Event context field that tells the kind of an event; empty: the domain alone decides."""
     values: dict[str, float] = {}

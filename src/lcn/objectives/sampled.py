@@ -18,7 +18,7 @@ from lcn.config import Config
 from lcn.data.corpus import ItemCorpus
 from lcn.objectives.base import View
 from lcn.objectives.contrast import info_nce, item_key
-from lcn.objectives.draw import below
+from lcn.objectives.draw import pick
 from lcn.objectives.stream import Stream
 from lcn.schema import DOMAINS, Domain
 
@@ -58,7 +58,7 @@ def draw_candidates(
     rate_uniform = 0.0
     uniform_N = items.address_V
     if len(items) > config.negatives:
-        uniform_N = uniform_N[below(torch.full((config.negatives,), len(items)), generator)]
+        uniform_N = uniform_N[pick(config.negatives, len(items), generator)]
         rate_uniform = -config.negatives * float(torch.log1p(torch.tensor(-1.0 / len(items))))
     event_N = stream.item_UL[stream.of_domain(target=domain == "target")]
     drawn = min(config.in_batch, len(event_N))

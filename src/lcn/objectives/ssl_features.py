@@ -21,7 +21,7 @@ from lcn.nn.mlp import mlp
 from lcn.nn.unit import unit
 from lcn.objectives.base import Objective, Setup, View
 from lcn.objectives.contrast import info_nce, item_key
-from lcn.objectives.draw import below
+from lcn.objectives.draw import pick
 from lcn.schema import DOMAINS
 
 
@@ -72,8 +72,8 @@ class Ssl(Objective):
             address_V = self.corpus.domains[domain].address_V
             if len(address_V) < 2:
                 continue
-            drawn = torch.full((self.config.items // 2,), len(address_V))
-            field_NF = self.corpus.fields(address_V[below(drawn, view.generator)].unique())
+            drawn_N = pick(self.config.items // 2, len(address_V), view.generator)
+            field_NF = self.corpus.fields(address_V[drawn_N].unique())
             losses.append(self._contrast(view, field_NF.to(view.item_ID.device), masked_F))
         loss_N = torch.cat(losses)
         return loss_N.mean() if len(loss_N) else view.zero()

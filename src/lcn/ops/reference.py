@@ -19,12 +19,15 @@ def recency_bucket(elapsed_ms: Tensor) -> Tensor:
     return bucket.clamp(max=RECENCY_BUCKETS - 1)
 
 
+def longest(span_C2: Tensor) -> int:
+    """Rows of the longest span, at least 1."""
+    return max(int((span_C2[:, 1] - span_C2[:, 0]).max()) if len(span_C2) else 0, 1)
+
+
 def rows_of_span(span_C2: Tensor) -> tuple[Tensor, Tensor]:
     """Row indices [C, N] of each span and a mask [C, N]; N is the longest span, at least 1."""
-    length_C = span_C2[:, 1] - span_C2[:, 0]
-    longest = max(int(length_C.max()) if len(length_C) else 0, 1)
-    step_N = torch.arange(longest, device=span_C2.device)
-    mask_CN = step_N < length_C[:, None]
+    step_N = torch.arange(longest(span_C2), device=span_C2.device)
+    mask_CN = step_N < (span_C2[:, 1] - span_C2[:, 0])[:, None]
     row_CN = torch.where(mask_CN, span_C2[:, :1] + step_N, 0)
     return row_CN, mask_CN
 

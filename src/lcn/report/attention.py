@@ -70,8 +70,8 @@ def explain(
 
 def pick_samples(dataset: Dataset, split: Split, count: int, lifelong: int) -> list[int]:
     """Samples worth looking at: clicked ones of the users with the longest histories, one each."""
-    samples, store = dataset.samples[split], dataset.events["source"]
-    length_S = np.asarray(samples.source_end_S) - store.offsets_U[np.asarray(samples.user_S)]
+    samples = dataset.samples[split]
+    length_S = dataset.lengths(samples)
     clicked = np.flatnonzero(np.asarray(samples.label_S) == 1)
     # Histories about as long as the model reads, so that the levels have something to leave out.
     by_fit = clicked[np.argsort(np.abs(length_S[clicked] - lifelong), kind="stable")]

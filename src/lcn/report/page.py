@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +14,7 @@ from lcn.evaluate.compare import Difference, holm
 from lcn.evaluate.plots import NamedInterval, curves_svg, forest_svg, reliability_svg
 from lcn.evaluate.replicate import METRICS
 from lcn.evaluate.tables import TITLES, interval_text, p_value_text, seeds_text
+from lcn.files import write_whole
 from lcn.report.records import DemoReport
 
 if TYPE_CHECKING:
@@ -55,14 +54,9 @@ def write_page(path: Path, page: str) -> Path:
     Raises:
         DataError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, page)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise DataError(
             f"cannot write the report to {path}: {error.strerror}; free some space or choose "
             "another folder"

@@ -16,11 +16,12 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from lcn import __version__
+from lcn.evaluate.metrics import sigmoid
 from lcn.serve import problems
 from lcn.serve.explain import describe, explain
-from lcn.serve.limits import STARTED, Limits
+from lcn.serve.limits import STARTED, RequestLimits
 from lcn.serve.oip import infer_router, oip_router
-from lcn.serve.parts import FastRoute, Parts, allowed, as_json, probabilities, rank
+from lcn.serve.parts import FastRoute, Parts, allowed, as_json, rank
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import Version, bundle_path
 from lcn.serve.settings import ServeConfig
@@ -75,7 +76,7 @@ def build_app(parts: Parts) -> FastAPI:
         app.include_router(router)
     app.openapi = lambda: _openapi(app, parts.config)  # type: ignore[method-assign]
     app.add_middleware(
-        Limits,
+        RequestLimits,
         metrics=parts.metrics,
         max_bytes=parts.config.max_body_bytes,
         timeout_s=parts.config.body_timeout_s,
@@ -181,7 +182,8 @@ def _people(parts: Parts) -> APIRouter:
         count: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> Response:
         """Users with events whose key starts with a text."""
-        return as_json({"users": await asyncio.to_thread(parts.users, prefix, count)})
+        found = await asyncio.to_thread(parts.store.users, prefix, count)
+        return as_json({"users": [user for user in found if user.startswith(prefix)]})
 
     return router
 
@@ -255,7 +257,7 @@ def _rank_answer(body: RankRequest, ranked: Ranked) -> dict[str, Any]:
         "state_version": ranked.state_version,
         "state_age_ms": ranked.state_age_ms,
         "degraded": ranked.degraded,
-        "scores": probabilities(ranked.logit_C),
+        "scores": sigmoid(ranked.logit_C).tolist(),
         "logits": ranked.logit_C,
         "unknown": ranked.unknown,
         "experiment": body.experiment,

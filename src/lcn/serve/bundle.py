@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -34,14 +33,14 @@ from torch import Tensor
 
 from lcn import __version__
 from lcn.data.batch import Batch
-from lcn.data.cache import sha256_of
 from lcn.data.loader import BatchConfig
 from lcn.errors import CheckpointError, DataError, ServeError
+from lcn.files import sha256_of, sync, write_whole
 from lcn.model import Model, ModelConfig
 from lcn.schema import Manifest
 from lcn.serve.canary import CANARY_TOLERANCE, canary_auc, canary_batch, check_canary, flatten
 from lcn.serve.catalogue import Catalogue
-from lcn.serve.names import Names, read_names
+from lcn.serve.names import NameTables, read_names
 from lcn.train.checkpoint import load_weights
 from lcn.train.run import open_run
 
@@ -116,7 +115,7 @@ class BundleParts:
     manifest: Manifest
     item_IF: np.ndarray
     user_UP: np.ndarray
-    names: Names
+    names: NameTables
     canary: Batch
     trained: Mapping[str, Any]
 
@@ -193,7 +192,7 @@ def write_bundle(folder: Path, parts: BundleParts, version: str | None = None) -
         manifest = _fill(partial, parts, version)
         partial.chmod(0o755)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return manifest
     except OSError as error:
         raise ServeError(f"cannot write bundle {folder}: {error.strerror or error}") from error
@@ -222,7 +221,7 @@ def _fill(partial: Path, parts: BundleParts, version: str | None) -> BundleManif
     files = {}
     for path in sorted(each for each in partial.rglob("*") if each.is_file()):
         path.chmod(0o644)  # safetensors writes for the owner alone
-        _sync(path)
+        sync(path)
         facts = FileFacts(bytes=path.stat().st_size, sha256=sha256_of(path))
         files[path.relative_to(partial).as_posix()] = facts
     dataset = parts.manifest.model_copy(update={"mapping": {}, "rejected": {}})
@@ -246,10 +245,8 @@ def _fill(partial: Path, parts: BundleParts, version: str | None) -> BundleManif
         ),
         files=files,
     )
-    path = partial / "manifest.json"
-    path.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
-    _sync(path)
-    _sync(partial)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1)
+    write_whole(partial / "manifest.json", text + "\n")
     return manifest
 
 
@@ -347,7 +344,7 @@ def _check_finite(folder: Path, model: Model) -> None:
 
 
 def _check_tables(
-    folder: Path, manifest: BundleManifest, tables: dict[str, Tensor], names: Names
+    folder: Path, manifest: BundleManifest, tables: dict[str, Tensor], names: NameTables
 ) -> None:
     """Every index is one that the model has a row for, and every row has a name."""
     for name, fields, named in (
@@ -372,11 +369,3 @@ def _check_tables(
 def _version_of(files: dict[str, FileFacts], config: ModelConfig) -> str:
     text = json.dumps({name: facts.sha256 for name, facts in files.items()}, sort_keys=True)
     return hashlib.sha256((text + config.model_dump_json()).encode()).hexdigest()[:12]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

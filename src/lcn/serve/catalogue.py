@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lcn.data.names import Group
 from lcn.errors import CheckpointError
 from lcn.schema import UNKNOWN, Manifest
-from lcn.serve.names import Group, Names
+from lcn.serve.names import NameTables
 from lcn.serve.store.records import hash_text, hash_texts
 
 Int32 = NDArray[np.int32]
@@ -26,7 +27,7 @@ class Catalogue:
         CheckpointError: two items have the same hash (one chance in 10^13 for a million items).
     """
 
-    def __init__(self, manifest: Manifest, names: Names) -> None:
+    def __init__(self, manifest: Manifest, names: NameTables) -> None:
         self._manifest = manifest
         self._names = names
         self._key_I = names.items["key"]
@@ -71,11 +72,6 @@ class Catalogue:
     def user(self, key: str) -> int:
         """Address of a user, 0 when not known."""
         return self._user.get(key, 0)
-
-    def user_keys(self, prefix: str, count: int) -> list[str]:
-        """Known users whose key starts with a text."""
-        found = (key for key in self._user if key.startswith(prefix))
-        return [key for key, _ in zip(found, range(count), strict=False)]
 
     def index(self, group: Group, field: str, value: str | None) -> int:
         """Vocabulary index of a value; 1 (unknown) for none and for new ones."""

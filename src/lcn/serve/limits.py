@@ -22,7 +22,7 @@ STARTED = "lcn.started"
 """Where a request's arrival (monotonic seconds) stands in its scope."""
 
 
-class Limits:
+class RequestLimits:
     """See the module.
 
     Args:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lcn.data.names import Group
 from lcn.errors import DataError
 
-Group = Literal["event", "request", "candidate", "profile"]
-GROUPS: tuple[Group, ...] = get_args(Group)
+GROUPS: tuple[Group, ...] = ("event", "request", "candidate", "profile")
+"""The groups whose values are looked up; items are known by their keys."""
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class NameTables:
     """Items, users and values of fields."""
 
     items: pa.Table
@@ -29,7 +29,7 @@ class Names:
     """(group, field) -> value, index."""
 
 
-def read_names(folder: Path) -> Names:
+def read_names(folder: Path) -> NameTables:
     """Read the names of a dataset folder or a bundle.
 
     Raises:
@@ -44,7 +44,7 @@ def read_names(folder: Path) -> Names:
         users = pq.read_table(folder / "users.parquet", columns=["address", "key"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read the names in {folder}: {error}") from error
-    return Names(_by_address(items, folder), _by_address(users, folder), values)
+    return NameTables(_by_address(items, folder), _by_address(users, folder), values)
 
 
 def _by_address(table: pa.Table, folder: Path) -> pa.Table:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from lcn import __version__
-from lcn.serve.parts import FastRoute, Parts, allowed, as_json, probabilities, rank
+from lcn.evaluate.metrics import sigmoid
+from lcn.serve.parts import FastRoute, Parts, allowed, as_json, rank
 from lcn.serve.problems import problem
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import UnknownModel, Version
@@ -276,7 +277,7 @@ def _is_key(text: str, most: int = 64) -> bool:
 def _answer(body: InferRequest, ranked: Ranked) -> dict[str, Any]:
     wanted = {each.name for each in body.outputs} if body.outputs else {"score", "logit"}
     values: dict[str, Any] = {
-        "score": probabilities(ranked.logit_C),
+        "score": sigmoid(ranked.logit_C).tolist(),
         "logit": ranked.logit_C,
     }
     count = len(ranked.logit_C)

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 import orjson
 from fastapi import Depends, HTTPException, Request
 from fastapi.routing import APIRoute
@@ -22,6 +21,7 @@ from lcn.serve.ranker import Job, Ranked, Ranker
 from lcn.serve.registry import Registry, Version
 from lcn.serve.settings import ServeConfig
 from lcn.serve.store.base import BehaviourStore
+from lcn.serve.store.records import time_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,6 @@ class Parts:
     ready: Callable[[], bool]
     now: Callable[[], int]
     """The time of day, UTC milliseconds."""
-    users: Callable[[str, int], list[str]]
-    """Users to pick from, by prefix."""
 
 
 class FastRoute(APIRoute):
@@ -93,7 +91,14 @@ def allowed(parts: Parts, scope: Scope) -> Any:
 
 
 async def rank(parts: Parts, http: Request, version: Version, job: Job, limit_ms: float) -> Ranked:
-    """Rank within a deadline counted from the request's arrival; stop when the client leaves."""
+    """Rank within a deadline counted from the request's arrival; stop when the client leaves.
+
+    Raises:
+        HTTPException: 400 for a moment that is not in milliseconds.
+    """
+    earliest = parts.config.earliest_ms
+    if job.moment and time_problem(job.moment, parts.now(), earliest) == "unit":
+        raise HTTPException(400, f"time: UTC milliseconds, got {job.moment}")
     watch = None
     if parts.ranker.admission.pending >= 1:
         watch = asyncio.create_task(_watch(http, job))
@@ -110,18 +115,7 @@ async def _watch(http: Request, job: Job) -> None:
     job.cancelled = True
 
 
-def as_json(body: Any, headers: dict[str, str] | None = None) -> Response:
+def as_json(body: Any) -> Response:
     """A body that orjson can write."""
-    return Response(
-        orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY),
-        media_type="application/json",
-        headers=headers,
-    )
-
-
-def probabilities(logit_C: np.ndarray) -> list[float]:
-    """sigmoid, in double precision."""
-    wide = logit_C.astype(np.float64)
-    return np.where(
-        wide >= 0, 1 / (1 + np.exp(-np.abs(wide))), 1 - 1 / (1 + np.exp(-np.abs(wide)))
-    ).tolist()
+    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, media_type="application/json")

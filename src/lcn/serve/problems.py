@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from lcn.errors import CheckpointError, ServeError, StoreError
+from lcn.errors import CheckpointError, ServeError, StoreError, StoreFullError
 from lcn.serve.admission import Overloaded
 from lcn.serve.metrics import ServerMetrics
 from lcn.serve.ranker import Late
@@ -94,8 +94,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def store(request: Request, error: StoreError) -> Response:
-        full = "largest size" in str(error) or "No space" in str(error)
-        return problem(507 if full else 503, str(error), headers={"Retry-After": "1"})
+        status = 507 if isinstance(error, StoreFullError) else 503
+        return problem(status, str(error), headers={"Retry-After": "1"})
 
     @app.exception_handler(CheckpointError)
     async def bundle(request: Request, error: CheckpointError) -> Response:

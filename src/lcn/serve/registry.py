@@ -17,7 +17,7 @@ from lcn.serve.bundle import NAME, Bundle, BundleManifest, load_bundle
 from lcn.serve.scorer import Scorer
 from lcn.serve.state_cache import StateCache
 from lcn.serve.store.base import BehaviourStore, Change
-from lcn.serve.store.records import CONTEXT
+from lcn.serve.store.records import record_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Registry:
                 f"{missing}, which the store does not keep (it keeps {list(store.fields)}); start "
                 "a server with this bundle and another --data-dir, and load the events again"
             )
-        kept = store.limits.count(8 * (CONTEXT + len(store.fields)))
+        kept = store.limits.count(record_bytes(len(store.fields)))
         if kept < manifest.reads:
             raise ServeError(
                 f"model {manifest.name!r} {manifest.version} reads {manifest.reads} events of a "

@@ -20,7 +20,7 @@ from lcn.data.batch import Batch, Rows
 from lcn.model import Embedded, Model
 from lcn.serve.bundle import Bundle
 from lcn.serve.store.base import Change, Limits, Stored
-from lcn.serve.store.records import KNOWN, TIME, Records
+from lcn.serve.store.records import CONTEXT, KNOWN, TIME, Records, record_bytes
 from lcn.serve.user_state import (
     DomainRows,
     DomainView,
@@ -96,7 +96,7 @@ class Scorer:
         item_IF = torch.cat([bundle.item_IF, unknown_1F])
         self._table = _item_table(self._model, item_IF)
         # A user's records are cut by the store; here only its count limit matters.
-        self._limit = max(limits.count(8 * (5 + len(fields))), 1)
+        self._limit = max(limits.count(record_bytes(len(fields))), 1)
 
     def build(self, stored: Stored) -> UserState:
         """A user's state from the store."""
@@ -144,7 +144,7 @@ class Scorer:
 
     def empty(self) -> View:
         """The view of a user without events."""
-        nothing = np.empty((0, 5 + len(self._fields)), ">u8")
+        nothing = np.empty((0, CONTEXT + len(self._fields)), ">u8")
         return self.view(self.build(Stored(0, nothing, nothing)), 0)
 
     def warm_up(self) -> None:
@@ -152,7 +152,7 @@ class Scorer:
         histories, few and many candidates, take different kernels."""
         fields = self.bundle.manifest.dataset
         for rows, candidates in ((0, 1), (1, 1), (min(self._lifelong, 512), 128)):
-            records = np.zeros((rows, 5 + len(self._fields)), ">u8")
+            records = np.zeros((rows, CONTEXT + len(self._fields)), ">u8")
             records[:, TIME] = records[:, KNOWN] = np.arange(rows)
             view = self.view(self.build(Stored(0, records, records)), 0)
             request = Request(

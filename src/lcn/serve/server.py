@@ -105,7 +105,6 @@ def open_server(
         config, store, registry, ranker, ingest, metrics, tokens,
         ready=lambda: bool(holder) and holder[0].state == "ready",
         now=now,
-        users=_user_finder(store),
     )  # fmt: skip
     holder.append(Running(parts, build_app(parts), "ready"))
     return holder[0]
@@ -279,10 +278,3 @@ def event_fields(manifests: Sequence[BundleManifest]) -> tuple[str, ...]:
     for manifest in manifests:
         names |= dict.fromkeys(field.name for field in manifest.dataset.event_context)
     return tuple(names)
-
-
-def _user_finder(store: BehaviourStore) -> Callable[[str, int], list[str]]:
-    def find(prefix: str, count: int) -> list[str]:
-        return [user for user in store.users(prefix, count) if user.startswith(prefix)]
-
-    return find

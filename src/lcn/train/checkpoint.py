@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lcn.errors import CheckpointError
+from lcn.files import written_whole
 from lcn.train.config import RunConfig, deciding_settings
 
 
@@ -49,9 +50,9 @@ class Progress:
     finished: bool = False
     """Validation has stopped improving; more epochs would not be used."""
     loss_sum: float = 0.0
-    """Sum of losses since the last metric line ..."""
+    """Sum of the losses since the last metric line."""
     loss_count: int = 0
-    """... and their number."""
+    """Number of the losses since the last metric line."""
 
 
 @dataclass(slots=True)
@@ -210,14 +211,8 @@ def save_weights(path: Path, module: nn.Module) -> None:
     Raises:
         CheckpointError: they cannot be written (disk full, say); an older file is still whole.
     """
-    partial = path.with_name(path.name + ".partial")
-    with unwritable(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(_contiguous(module.state_dict()), partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with unwritable(path), written_whole(path) as partial:
+        save_file(_contiguous(module.state_dict()), partial)
 
 
 @contextmanager

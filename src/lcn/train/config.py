@@ -24,7 +24,8 @@ class TrainConfig(Config):
     epochs: PositiveInt = 10
     """At most; early stopping usually ends sooner."""
     pretrain_steps: NonNegativeInt = 0
-    """Steps on the objectives alone, at weight 1, before the first epoch and beside its steps."""
+    """Steps on the objectives alone, at weight 1, before the first epoch; they do not count as
+    steps of an epoch."""
     source_steps: NonNegativeInt = 0
     """Click steps on source-domain events as impressions, before the first epoch; the dataset's
     mapping says which are clicks (`responses`)."""
@@ -32,7 +33,8 @@ class TrainConfig(Config):
     """False: objectives are for those first steps only, then clicks alone count."""
     learning_rate: NonNegativeFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
-    """On dense parameters only: decaying a table would touch rows that no batch touched."""
+    """AdamW's, on parameters with dense gradients; tables of `embedding.sparse_from` rows or more
+    have none, since decaying them would touch rows that no batch touched."""
     table_optimiser: Literal["adam", "rowwise_adagrad"] = "adam"
     """Of tables with row-sparse gradients: lazy Adam, or row-wise Adagrad, whose state is one
     number per row and whose learning rate is usually ten times larger."""
@@ -169,27 +171,36 @@ def refuse_idle_settings(config: RunConfig) -> None:
         )
 
 
+# Settings of `train` that do not count when configs are compared, by what is asked; where the data
+# lies and what a run is called never count.
+_NOT_STEP = ("epochs", "checkpoint_every", "workers")
+"""May an interrupted run go on with this config? Its next step depends on none of these; `threads`
+and `device` may change its last bits, and `log_every` what a metric line averages."""
+_NOT_ROW = ("seed", "workers", "threads", "device", "checkpoint_every", "log_every")
+"""Are these runs seeds of one row? They may differ in how fast and on what they went."""
+_NOT_RESULT = ("workers", "threads", "checkpoint_every", "log_every")
+"""Is a stored run the one that is wanted? Unlike above, its seed and its device count."""
+
+
 def deciding_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide what a run's next step is, as a tree (where the data lies, what the
-    run is called and how long it goes on do not)."""
-    tree = config.model_dump(mode="json")
-    for name in ("dataset", "name"):
-        tree.pop(name)
-    for name in ("epochs", "checkpoint_every", "workers"):
-        tree["train"].pop(name)
-    return tree
+    """The settings that decide what a run's next step is, as a tree; resuming compares them."""
+    return _settings(config, _NOT_STEP)
+
+
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, as a tree; stored runs are found by them."""
+    return _settings(config, _NOT_RESULT)
 
 
 def settings_digest(config: RunConfig) -> str:
-    """A short name of the settings that seeds of one run share.
-
-    Left out is what may differ between them: names, places, and how fast or on what a run goes.
-    """
-    tree = config.model_dump(mode="json")
-    for name in ("dataset", "name"):
-        tree.pop(name)
-    for name in ("seed", "workers", "threads", "device", "checkpoint_every", "log_every"):
-        tree["train"].pop(name)
+    """A short name of the settings that seeds of one row share."""
+    tree = _settings(config, _NOT_ROW)
     # Each seed may start from a run of its own.
     tree["item_vectors_from"] = bool(config.item_vectors_from)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _settings(config: RunConfig, without: tuple[str, ...]) -> dict[str, Any]:
+    return config.model_dump(
+        mode="json", exclude={"dataset": True, "name": True, "train": set(without)}
+    )

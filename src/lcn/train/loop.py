@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +23,7 @@ from lcn.data.source_clicks import source_clicks
 from lcn.errors import ConfigError, TrainingError
 from lcn.evaluate.metrics import auc, gauc, log_loss
 from lcn.evaluate.predict import predict_logits
+from lcn.files import write_whole
 from lcn.model import Model
 from lcn.objectives import Objective, Setup, View, build_objective
 from lcn.train.checkpoint import (
@@ -35,7 +39,7 @@ from lcn.train.config import RunConfig, deciding_settings, refuse_idle_settings
 from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
-from lcn.train.record import MetricLog, write_setup, write_whole
+from lcn.train.record import MetricLog, write_setup
 from lcn.train.transfer import take_item_vectors
 
 PRETRAINING_ORDER = 1_000_000
@@ -78,8 +82,8 @@ def train(
         after_step: called with the step number after each step (for tests and tools).
 
     Raises:
-        ConfigError: the folder holds a run already, this machine has no such device, or settings
-            that nothing would use.
+        ConfigError: the folder holds a run already, another process trains in it, this machine has
+            no such device, or settings that nothing would use.
         CheckpointError: its checkpoint is of another config or dataset (then
             `UnusableCheckpointError`), or one cannot be written.
         TrainingError: the loss is not finite; parameters are those before that step.
@@ -108,14 +112,32 @@ def train(
         load_checkpoint(checkpoint, trainee, identity)
     elif (folder / "metrics.jsonl").exists() and not resume:
         raise ConfigError(f"{folder} holds a run already; choose another folder or --resume it")
-    _set_up(folder, config, dataset, afresh=checkpoint is None)
-    log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
-    with TrainingBar(progress, label or config.title) as bar:
+    with ExitStack() as stack:
+        stack.enter_context(_alone_in(folder))
+        _set_up(folder, config, dataset, afresh=checkpoint is None)
+        log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
+        bar = stack.enter_context(TrainingBar(progress, label or config.title))
         try:
             loop = _Loop(config, folder, dataset, model, objectives, trainee, log, bar, identity)
             return loop.run(after_step or (lambda step: None))
         finally:
             log.close()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with the process."""
+    with unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is training in {folder}") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def _build_objectives(config: RunConfig, dataset: Dataset) -> torch.nn.ModuleList:
@@ -337,6 +359,11 @@ class _Loop:
         self.bar.validating()
         samples = self.dataset.samples["validation"]
         logit_S = predict_logits(self.model, self.dataset, "validation", self.config.batch)
+        if not np.isfinite(logit_S).all():
+            raise TrainingError(
+                f"training diverged: predictions after step {state.step} are not finite; "
+                "lower train.learning_rate or an objective's weight, or set train.clip_norm"
+            )
         label_S, user_S = np.asarray(samples.label_S), np.asarray(samples.user_S)
         values = {
             "auc": auc(logit_S, label_S),

@@ -10,8 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from lcn.data.names import Names
-from lcn.errors import ConfigError
 from lcn.evaluate.metrics import sigmoid
+from lcn.files import written_whole
 from lcn.schema import Split
 from lcn.train.run import Run
 
@@ -31,20 +31,10 @@ def predictions_table(run: Run, split: Split) -> pa.Table:
     )
 
 
-def write_predictions(run: Run, split: Split, path: Path) -> int:
-    """Write `predictions_table` as Parquet or CSV, by the name's ending; return the row count.
-
-    Raises:
-        ConfigError: another ending.
-    """
-    if path.suffix not in (".parquet", ".csv"):
-        raise ConfigError(f"{path}: expected a name ending in .parquet or .csv")
-    table = predictions_table(run, split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".parquet":
-        pq.write_table(table, partial, compression="zstd")
-    else:
-        pyarrow.csv.write_csv(table, partial)
-    partial.replace(path)
-    return table.num_rows
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table whole or not at all: as CSV where the name ends so, else as Parquet."""
+    with written_whole(path) as partial:
+        if path.suffix == ".csv":
+            pyarrow.csv.write_csv(table, partial)
+        else:
+            pq.write_table(table, partial, compression="zstd")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lcn.config import dump_config
+from lcn.files import write_whole
 from lcn.train.config import RunConfig
 
 
@@ -36,19 +37,6 @@ def write_setup(folder: Path, config: RunConfig, fingerprint: str) -> None:
         "threads": torch.get_num_threads(),
     }
     write_whole(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all; one that holds this text already is left alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_bytes() == text.encode():
-        return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @cache

@@ -1,10 +1,10 @@
 """A run folder, opened: its config, its dataset and its best model.
 
 config.yaml  environment.json  metrics.jsonl  tensorboard/
-checkpoint/            to resume from
-best.safetensors       parameters with the best validation metric
-best.json              that metric, its step and epoch
-predictions/<split>/   written by evaluation
+checkpoint/              to resume from
+best.safetensors         parameters with the best validation metric
+best.json                that metric, its step and epoch
+predictions/<split>.npz  written by evaluation
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 
 from lcn.config import load_config
 from lcn.data.dataset import Dataset, open_dataset
-from lcn.errors import CheckpointError, ConfigError
+from lcn.errors import CheckpointError, ConfigError, DataError, nearest
 from lcn.evaluate.predict import predict_logits
 from lcn.evaluate.predictions import Predictions, load_predictions
 from lcn.model import Model
-from lcn.schema import Split
+from lcn.schema import SPLITS, Split
 from lcn.train.checkpoint import load_weights
 from lcn.train.config import RunConfig, settings_digest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Run:
     """A trained run."""
 
@@ -36,6 +36,9 @@ class Run:
     dataset: Dataset
     model: Model
     best: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.config.title}, seed {self.config.train.seed})"
 
     def curves(self) -> list[dict[str, Any]]:
         """The metric lines."""
@@ -46,8 +49,11 @@ class Run:
         """Score every impression of a split with the best model.
 
         Raises:
+            ConfigError: no such split.
             DataError: the split is empty.
         """
+        if split not in SPLITS:
+            raise ConfigError(f"no split is called {split!r}{nearest(split, SPLITS)}")
         samples = self.dataset.samples[split]
         logit_S = predict_logits(self.model, self.dataset, split, self.config.batch)
         return Predictions(
@@ -102,7 +108,11 @@ def open_run(folder: Path | str, dataset: Path | str | None = None) -> Run:
             "run `lcn train --resume` on it"
         )
     config = load_config(RunConfig, folder / "config.yaml")
-    opened = open_dataset(dataset or config.dataset, lifelong=config.lifelong_domain)
+    try:
+        opened = open_dataset(dataset or config.dataset, lifelong=config.lifelong_domain)
+    except DataError as error:
+        moved = "" if dataset else f"; if the dataset of {folder} has moved, name it: --dataset"
+        raise DataError(f"{error}{moved}") from error
     trained_on = json.loads((folder / "environment.json").read_text())["dataset_fingerprint"]
     if opened.manifest.fingerprint != trained_on:
         raise CheckpointError(

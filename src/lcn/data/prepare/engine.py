@@ -53,8 +53,9 @@ class Engine:
             "temp_directory": str(work / "spill"),
             # Every order that matters is spelled out, with keys that leave no ties.
             "preserve_insertion_order": False,
-            # TRY_CAST over read_csv would drop the row instead of giving NULL (duckdb #23818).
-            "disabled_optimizers": "type_pushdown",
+            # TRY_CAST over read_csv would drop the row instead of giving NULL (duckdb #23818); and
+            # least and greatest in Parquet files leave NaN out, so isnan() would be taken as false.
+            "disabled_optimizers": "type_pushdown,statistics_propagation",
             # It halves the size of the work database, but takes most of the time of reading.
             "disabled_compression_methods": "dict_fsst",
             "memory_limit": memory_limit,
@@ -124,6 +125,11 @@ def explained(doing: str) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         text = str(error)
+        if "state machine reached an invalid state" in text:
+            raise DataError(
+                f"{doing}: some lines end with CR LF and others with LF; make them alike, for "
+                "example with dos2unix"
+            ) from error
         if any(sign in text for sign in _DISK_FULL):
             raise _disk_full(doing, error) from error
         if isinstance(error, duckdb.OutOfMemoryException):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
 from lcn.errors import DataError
+from lcn.files import sha256_of, sync
 from lcn.schema import read_manifest
 
 _ROW_GROUP = 1 << 17
@@ -115,12 +115,6 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     return total
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def seal(folder: Path) -> dict[str, str]:
     """Bring every file of a finished folder to the disk and return path -> SHA-256.
 
@@ -129,11 +123,10 @@ def seal(folder: Path) -> dict[str, str]:
     """
     sums = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
         name = path.relative_to(folder).as_posix()
         if not name.startswith(("rejected/", ".")):
-            sums[name] = sha256(path)
+            sums[name] = sha256_of(path)
     return sums
 
 
@@ -146,7 +139,7 @@ def verify(folder: Path | str) -> None:
     folder = Path(folder)
     for name, expected in read_manifest(folder).checksums.items():
         try:
-            got = sha256(folder / name)
+            got = sha256_of(folder / name)
         except OSError as error:
             raise DataError(
                 f"{folder / name} cannot be read ({error.strerror}); prepare the dataset again"

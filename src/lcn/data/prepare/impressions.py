@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lcn.data.dataset import Int32, Int64
 from lcn.data.mapping import Impressions, SplitRule
-from lcn.data.prepare.codes import ITEMS, USERS, Coded, Codes, category
+from lcn.data.prepare.codes import ITEMS, USERS, Codes, category
 from lcn.data.prepare.engine import Engine, explained
 from lcn.data.prepare.files import ColumnWriter, read_column
 from lcn.data.prepare.ordered import Deduplicator, encoded
@@ -180,8 +180,3 @@ def _empty_split(engine: Engine, split: Split, times: SplitTimes, time_S: Int64)
         f"{text(time_S[-1])}, validation begins {text(times.validation_from)}, test "
         f"{text(times.test_from)}; set split.validation_from and split.test_from inside that span"
     )
-
-
-def field_codes(shown: Shown, group: str, fields: tuple[Coded, ...]) -> Int32:
-    """Return the code columns of request context or candidate fields."""
-    return shown.column("context" if group == "request" else "candidate")[:, : len(fields)]

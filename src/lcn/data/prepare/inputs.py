@@ -320,9 +320,15 @@ def _header(file: str, form: Csv, place: str) -> tuple[str, ...]:
             f"{place}: csv.header is false, so csv.columns must name the {len(first)} columns of "
             f"{file}"
         )
-    twice = sorted({name for name in first if first.count(name) > 1})
+    # Data frames write an index without a name.
+    first = [name or f"column{number}" for number, name in enumerate(first)]
+    lower = [name.lower() for name in first]
+    twice = sorted({name for name in first if lower.count(name.lower()) > 1})
     if twice:
-        raise DataError(f"{place}: the header of {file} names {twice[0]!r} twice")
+        raise DataError(
+            f"{place}: the header of {file} names {twice[0]!r} twice (upper and lower case are "
+            "alike in SQL); give csv.columns with names of your own"
+        )
     return tuple(first)
 
 

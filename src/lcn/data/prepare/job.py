@@ -129,7 +129,7 @@ class _Job:
             samples={split: last - first for split, (first, last) in rows.items()},
             positives=_positives(shown, rows),
         )
-        return self._finish(fields, times, count, late=len(delays) > 1)
+        return self._finish(fields, times, count, delays)
 
     def _check_names(self) -> None:
         mapping = self.mapping
@@ -192,7 +192,9 @@ class _Job:
             step.rows = shown.rows
         return fields
 
-    def _finish(self, fields: Fields, times: SplitTimes, count: Count, *, late: bool) -> Manifest:
+    def _finish(
+        self, fields: Fields, times: SplitTimes, count: Count, delays: set[int]
+    ) -> Manifest:
         self.engine.close()
         shutil.rmtree(self.folder / "work")
         with self.watch.stage("checksums") as step:
@@ -211,7 +213,8 @@ class _Job:
                 },
                 mapping=_resolved(self.mapping),
                 checksums=seal(self.folder),
-                late_events=late,
+                late_events=len(delays) > 1,
+                known_after=delays.pop() if len(delays) == 1 else 0,
             )
             step.rows = len(manifest.checksums)
             write_manifest(self.folder, manifest)

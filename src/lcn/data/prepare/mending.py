@@ -28,7 +28,8 @@ class Malformed:
 
     reason: str
     number: int
-    """Of the record in its file: from 1, the header not counted."""
+    """From 1 in its file, the header not counted; other lines of a record that spans several are
+    not counted either, unless the record is malformed."""
     kept: int
     """Readable records before it."""
     text: str
@@ -47,7 +48,7 @@ def mend(file: str, copy: Path, form: Csv, delimiter: str, width: int) -> list[M
     """
     bad, kept = list[Malformed](), 0
     with _open(file) as lines, copy.open("wb") as out:
-        for line, record in _records(lines, form.quote.encode(), file):
+        for line, record in _records(lines, form, delimiter, file):
             if line == 1 and form.header:
                 out.write(record)
                 continue
@@ -56,8 +57,9 @@ def mend(file: str, copy: Path, form: Csv, delimiter: str, width: int) -> list[M
                 out.write(record)
                 kept += 1
             elif reason:
-                text = record.decode(errors="replace").rstrip("\r\n")
-                bad.append(Malformed(reason, kept + len(bad) + 1, kept, text[:_SHOWN]))
+                # Each line counts: a quote that is closed lines later takes them all with it.
+                for part in record.decode(errors="replace").splitlines():
+                    bad.append(Malformed(reason, kept + len(bad) + 1, kept, part[:_SHOWN]))
     return bad
 
 
@@ -65,15 +67,16 @@ def _open(file: str) -> BinaryIO:
     return gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb")  # type: ignore[return-value]
 
 
-def _records(lines: BinaryIO, quote: bytes, file: str) -> Iterator[tuple[int, bytes]]:
+def _records(lines: BinaryIO, form: Csv, delimiter: str, file: str) -> Iterator[tuple[int, bytes]]:
     """Yield records with the number of their first line; a quoted value may span lines."""
     begun, parts, length, is_open = 1, list[bytes](), 0, False
+    quote, between = form.quote.encode(), delimiter.encode()
     for number, line in enumerate(lines, start=1):
         if not parts:
             begun = number
         parts.append(line)
         length += len(line)
-        is_open ^= bool(quote) and line.count(quote) % 2 == 1
+        is_open = bool(quote) and _ends_open(line, quote, between, is_open)
         if not is_open:
             yield begun, b"".join(parts)
             parts, length = [], 0
@@ -85,6 +88,27 @@ def _records(lines: BinaryIO, quote: bytes, file: str) -> Iterator[tuple[int, by
             f"{parts[0].decode(errors='replace')[:80]!r}; mend the line, or set csv.quote to '' if "
             "quotes are ordinary characters in this file"
         )
+
+
+def _ends_open(line: bytes, quote: bytes, delimiter: bytes, is_open: bool) -> bool:
+    """Whether a quoted value goes on behind the line. A quote opens one only where a value starts:
+    elsewhere, as in 5" tv, it is an ordinary character."""
+    at = 0
+    while True:
+        if not is_open:
+            if not line.startswith(quote, at):
+                at = line.find(delimiter, at) + len(delimiter)
+                if at < len(delimiter):
+                    return False
+                continue
+            is_open, at = True, at + len(quote)
+        at = line.find(quote, at) + len(quote)
+        if at < len(quote):
+            return True
+        if line.startswith(quote, at):  # doubled: a quote within the value
+            at += len(quote)
+        else:
+            is_open = False
 
 
 def _fault(record: bytes, quote: str, delimiter: str, width: int) -> str | None:

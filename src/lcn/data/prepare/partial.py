@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from lcn.data.prepare.engine import explained
 from lcn.errors import DataError
+from lcn.files import sync
 
 _LOCK = ".lock"
 
@@ -108,11 +108,7 @@ def _swap_in(partial: Path, folder: Path) -> None:
             (old / folder.name).replace(folder)
             old.rmdir()
         raise
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder.parent)
     if old is not None:
         shutil.rmtree(old)
 

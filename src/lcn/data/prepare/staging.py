@@ -21,7 +21,7 @@ from lcn.data.prepare.inputs import (
     bind,
     without_malformed_lines,
 )
-from lcn.data.prepare.times import Bounds, as_milliseconds, last_millisecond
+from lcn.data.prepare.times import Bounds, as_milliseconds, last_millisecond, tells_fractions
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +152,20 @@ def events_query(
     """
     columns, checks = _who_what_when(engine, table, mapped, bounds, kinds)
     time = bind(engine, table, "time", mapped.time)
-    known = last_millisecond(time, mapped.time_unit, columns["time"])
+
+    def last(logged: Expression, milliseconds: str) -> str:
+        unit, rows = mapped.time_unit, table.sql_with_file
+        with explained(f"reading the times of {table.place}"):
+            exact = tells_fractions(engine, rows, unit, logged.kind, milliseconds)
+        return last_millisecond(logged, unit, milliseconds, exact=exact)
+
+    known = last(time, columns["time"])
     if mapped.arrival is not None:
         arrival = bind(engine, table, "arrival", mapped.arrival)
         columns["no arrival"] = _missing(arrival)
         columns["arrival"] = as_milliseconds(arrival, mapped.time_unit, f"{table.place}.arrival")
-        last = last_millisecond(arrival, mapped.time_unit, columns["arrival"])
         # A missing arrival is passed over.
-        known = f"greatest({known}, {last})"
+        known = f"greatest({known}, {last(arrival, columns['arrival'])})"
         checks += [
             ('arrival IS NULL AND NOT "no arrival"', "unreadable arrival"),
             (f"arrival > {bounds.latest}", "arrival after latest"),

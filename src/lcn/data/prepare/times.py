@@ -89,21 +89,42 @@ def as_milliseconds(expression: Expression, unit: TimeUnit, place: str) -> str:
     raise DataError(f"{place} is of type {kind}; expected a number, text or a timestamp")
 
 
-def last_millisecond(expression: Expression, unit: TimeUnit, time: str) -> str:
+def tells_fractions(engine: Engine, table: str, unit: TimeUnit, kind: str, time: str) -> bool:
+    """Whether a column of times is logged more exactly than to the second.
+
+    Args:
+        engine: to look at the column with.
+        table: SQL of the table.
+        unit: the times' unit.
+        kind: SQL type of the column.
+        time: SQL of the time in milliseconds.
+    """
+    if unit in ("ms", "us", "ns"):
+        return True
+    if kind == "DATE" or kind in INTEGERS:
+        return False
+    found = engine.rows(f"SELECT 1 FROM {table} WHERE ({time}) % 1000 <> 0 LIMIT 1")
+    return bool(found)
+
+
+def last_millisecond(
+    expression: Expression, unit: TimeUnit, time: str, *, exact: bool = False
+) -> str:
     """Return SQL for the latest moment that a logged time may stand for.
 
     A log of whole seconds says 10 for what happened at 10.7, and a date for all of its day: nobody
-    knew of it before. Whole seconds among times with fractions are taken alike, which hides an
-    event from at most the rest of its second.
+    knew of it before.
 
     Args:
         expression: the logged time.
         unit: its unit.
         time: SQL of the same time in milliseconds, from `as_milliseconds`.
+        exact: whether the column tells fractions of a second (`tells_fractions`): its whole
+            seconds then are no less exact.
     """
     if unit in ("ms", "us", "ns"):
         return time
-    whole = f"({time}) + CASE WHEN ({time}) % 1000 = 0 THEN 999 ELSE 0 END"
+    whole = time if exact else f"({time}) + 999"
     if unit == "s":
         return whole
     sql = expression.sql

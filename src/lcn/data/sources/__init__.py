@@ -5,12 +5,13 @@ A newcomer's own logs need no module here: a mapping file is enough (see docs/da
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lcn.data.mapping import Mapping
 from lcn.data.sources import kuairand, movielens, synthetic, taobao
+from lcn.errors import ConfigError, DataError, nearest
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,20 @@ SOURCES: dict[str, LogSource] = {
     ),
 }
 """Every built-in source by name."""
+
+
+def find_source(name: str, options: Iterable[str] = ()) -> LogSource:
+    """Return a built-in source that has the options named.
+
+    Raises:
+        DataError: unknown name.
+        ConfigError: an option that the source does not have.
+    """
+    if name not in SOURCES:
+        raise DataError(f"no source is called {name!r}{nearest(name, SOURCES)}")
+    known = [option.partition(":")[0] for option in SOURCES[name].options]
+    for option in options:
+        if option not in known:
+            hint = nearest(option, known) if known else "; it has none"
+            raise ConfigError(f"source {name}: unknown option {option!r}{hint}")
+    return SOURCES[name]

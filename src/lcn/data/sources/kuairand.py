@@ -39,6 +39,7 @@ from lcn.data.mapping import (
     Users,
 )
 from lcn.errors import DataError, nearest
+from lcn.files import sha256_of
 
 ABOUT = "KuaiRand (Pure, 1K, 27K) short-video logs, standard and random, or the small slice"
 LICENCE = """\
@@ -109,7 +110,7 @@ def fetch(cache: Path, path: Path | None = None) -> Path:
 
 def _key(raw: Path) -> str:
     """Name the slice by its bytes, so that another copy is converted anew."""
-    return "-".join(caching.sha256_of(raw / name)[:8] for name in _SLICE_FILES)
+    return "-".join(sha256_of(raw / name)[:8] for name in _SLICE_FILES)
 
 
 def _check_published(folder: Path) -> None:

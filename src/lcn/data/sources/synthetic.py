@@ -1,9 +1,9 @@
 """Synthetic logs with planted truth, from a thousand users to hundreds of millions of rows.
 
-Each impression carries its true click probability, so the best reachable AUC is known
-(`best_auc`). With `rho` near 1 the source log tells what a user likes in the target domain, whose
-own history is short; with `rho = 0` it tells nothing. What is planted: `synthetic_world`; the
-dials: `synthetic_config`.
+Each impression carries its true click probability: the AUC of ranking by it is the best that a
+model can expect. With `rho` near 1 the source log tells what a user likes in the target domain,
+whose own history is short; with `rho = 0` it tells nothing. What is planted: `synthetic_world`;
+the dials: `synthetic_config`.
 
 A generated folder holds `events_source/`, `events_target/` and `impressions/` (Parquet parts of
 4,096 users), `items.parquet`, `users/`, `config.yaml` and a `mapping.yaml`. The same config gives
@@ -273,27 +273,3 @@ def _mapping(prefix: str) -> Mapping:
         ),
         split=SplitRule(validation_share=0.1, test_share=0.2),
     )
-
-
-def best_auc(probability: NDArray, label: NDArray | None = None) -> float:
-    """AUC of ranking impressions by their true click probability: no model can expect more.
-
-    Definition: the chance that a clicked impression ranks above an unclicked one, ties half.
-
-    Args:
-        probability: [S] true click probabilities.
-        label: [S] the clicks; without them, the expectation over clicks drawn from `probability`
-            (each impression counts p as clicked and 1 - p as unclicked), which has less noise.
-
-    Raises:
-        DataError: one of the two classes is empty.
-    """
-    values, place = np.unique(np.asarray(probability, np.float64), return_inverse=True)
-    clicked = np.asarray(probability if label is None else label, np.float64)
-    positive = np.bincount(place, clicked, len(values))
-    negative = np.bincount(place, 1 - clicked, len(values))
-    pairs = positive.sum() * negative.sum()
-    if pairs <= 0:
-        raise DataError("best_auc needs both clicked and unclicked impressions")
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + 0.5 * negative)).sum() / pairs)

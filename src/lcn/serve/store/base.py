@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from lcn.errors import StoreError, StoreFullError
 from lcn.schema import Domain
 from lcn.serve.store.records import KNOWN, Packed, Records
 
@@ -34,7 +35,7 @@ class Limits:
     age_ms: int = 0
     """Older events are not read and go when the user's next event comes; 0 keeps them."""
     bytes: int = 0
-    """Of records; 0 is no limit of its own."""
+    """Most bytes of records; 0 sets no such limit."""
 
     def count(self, record_bytes: int) -> int:
         """Events that fit both limits."""
@@ -57,9 +58,9 @@ class Change:
 
     user: str
     before: int
-    """Version of the user's history before ..."""
+    """Version of the user's history before the batch."""
     after: int
-    """... and after."""
+    """Version of the user's history after it."""
     source: Records
     """Events added, in the order of records (some may be older than what was there)."""
     target: Records
@@ -91,9 +92,14 @@ class Stored:
         return self.source if domain == "source" else self.target
 
 
+def failed(text: str) -> StoreError:
+    """A StoreError; a StoreFullError where the text of the system or a Redis server says so."""
+    return (StoreFullError if "No space left" in text else StoreError)(text)
+
+
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """For people and metrics."""
+    """Kind and size of a store, for people and metrics."""
 
     kind: str
     users: int

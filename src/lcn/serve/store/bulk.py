@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lcn.data.dataset import Dataset, EventStore
 from lcn.errors import StoreError
 from lcn.schema import DOMAINS, Domain
-from lcn.serve.names import Names, read_names
+from lcn.serve.names import NameTables, read_names
 from lcn.serve.store.base import BehaviourStore
 from lcn.serve.store.records import CONTEXT, EVENT, ITEM, TIME, Packed, hash_texts
 
@@ -31,7 +31,7 @@ def load_dataset(
     store: BehaviourStore,
     dataset: Dataset,
     tell: Callable[[int, int], None] = lambda done, total: None,
-    names: Names | None = None,
+    names: NameTables | None = None,
 ) -> int:
     """Put every event of a dataset into a store; loading it again changes nothing.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lcn.data.cache import sha256_of
 from lcn.errors import StoreError
+from lcn.files import sha256_of, sync, write_whole
 from lcn.serve.store.base import LocalDurability
 from lcn.serve.store.tail import Frame, read_tail
 
@@ -99,11 +98,11 @@ class StoreFolder:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
             shutil.copyfile(data, fresh / "data.mdb")
-            _sync_file(fresh / "data.mdb")
+            sync(fresh / "data.mdb")
             shutil.rmtree(self._untrusted, ignore_errors=True)
             self.database.rename(self._untrusted)
             fresh.rename(self.database)
-            sync_folder(self.path)
+            sync(self.path)
         except OSError as error:
             raise StoreError(f"cannot restore the snapshot of {self.path}: {error}") from error
 
@@ -138,15 +137,14 @@ class StoreFolder:
         partial.mkdir()
         copy(partial)
         data = partial / "data.mdb"
-        _sync_file(data)
-        (partial / "sha256").write_text(sha256_of(data))
-        _sync_file(partial / "sha256")
+        sync(data)
+        write_whole(partial / "sha256", sha256_of(data))
         old = self.path / "snapshot.old"
         shutil.rmtree(old, ignore_errors=True)
         if self._snapshot.exists():
             self._snapshot.rename(old)
         partial.rename(self._snapshot)
-        sync_folder(self.path)
+        sync(self.path)
         shutil.rmtree(old, ignore_errors=True)
         for path in self._tails():
             if path < keep:
@@ -183,11 +181,7 @@ class StoreFolder:
 
     def _write_facts(self, *, closed: bool) -> None:
         facts = {**self._facts_now, "closed": closed, "boot": boot_id()}
-        partial = self._facts.with_suffix(".partial")
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
-        _sync_file(partial)
-        partial.replace(self._facts)
-        sync_folder(self.path)
+        write_whole(self._facts, json.dumps(facts, indent=1) + "\n")
 
 
 def boot_id() -> str:
@@ -196,17 +190,3 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return "unknown"
-
-
-def sync_folder(path: Path) -> None:
-    """Put a folder's entries on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

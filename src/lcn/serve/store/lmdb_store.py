@@ -25,9 +25,9 @@ from typing import TextIO
 
 import lmdb
 
-from lcn.errors import StoreError
+from lcn.errors import StoreError, StoreFullError
 from lcn.schema import Domain
-from lcn.serve.store.base import Ack, Limits, LocalDurability, Outcome, Stored, StoreFacts
+from lcn.serve.store.base import Ack, Limits, LocalDurability, Outcome, Stored, StoreFacts, failed
 from lcn.serve.store.folder import StoreFolder
 from lcn.serve.store.lmdb_tables import LmdbTables
 from lcn.serve.store.records import Packed, check_fields
@@ -40,9 +40,9 @@ SNAPSHOT_BYTES = 256 << 20
 FORGET_S = 60.0
 """Within so long after a user was removed, logs and snapshot no longer hold the user's events."""
 RETRY_S = 60.0
-"""Between two tries to make a snapshot, where one failed ..."""
+"""From a failed snapshot to the next try."""
 FAILING_S = 10.0
-"""... and where events are refused until one succeeds."""
+"""The same while events are refused until a snapshot succeeds."""
 
 
 class LmdbStore:
@@ -278,7 +278,7 @@ class LmdbStore:
 
     def _refuse_while_failing(self) -> None:
         if self.failure:
-            raise StoreError(
+            raise failed(
                 f"{self._folder.path} cannot be put on disk ({self.failure}); events are refused "
                 "until a snapshot succeeds: look at the disk"
             )
@@ -288,9 +288,9 @@ class LmdbStore:
         try:
             yield
         except lmdb.MapFullError as error:
-            raise StoreError(f"cannot {doing}: the database has its largest size") from error
+            raise StoreFullError(f"cannot {doing}: the database has its largest size") from error
         except (lmdb.Error, OSError) as error:
-            raise StoreError(f"cannot {doing} in {self._folder.path}: {error}") from error
+            raise failed(f"cannot {doing} in {self._folder.path}: {error}") from error
 
 
 def _take_lock(path: Path) -> TextIO:

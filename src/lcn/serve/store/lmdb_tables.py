@@ -15,7 +15,7 @@ import numpy as np
 
 from lcn.schema import Domain
 from lcn.serve.store.base import Change, Limits, Outcome
-from lcn.serve.store.records import CONTEXT, Packed, Records, unpack
+from lcn.serve.store.records import Packed, Records, record_bytes, unpack
 
 MAP_BYTES = 1 << 38
 """Address space for the file, not disk space: it grows as needed."""
@@ -38,7 +38,7 @@ class LmdbTables:
 
     def __init__(self, folder: Path, fields: int, limits: Limits, *, sync: bool) -> None:
         self.limits, self.fields = limits, fields
-        self.record_bytes = 8 * (CONTEXT + fields)
+        self.record_bytes = record_bytes(fields)
         self.most = max(limits.count(self.record_bytes), 1)
         """Events of a user and domain that are kept."""
         self.env = lmdb.open(

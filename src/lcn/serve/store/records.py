@@ -127,6 +127,11 @@ def pack(event: EventLike, fields: Sequence[str]) -> Packed:
     return Packed(event.user, event.domain, record)
 
 
+def record_bytes(fields: int) -> int:
+    """Size of a record with so many context fields."""
+    return 8 * (CONTEXT + fields)
+
+
 def unpack(data: bytes | memoryview, fields: int) -> Records:
     """Read concatenated records."""
     return np.frombuffer(data, ">u8").reshape(-1, CONTEXT + fields)

@@ -14,8 +14,8 @@ import redis
 
 from lcn.errors import StoreError
 from lcn.schema import Domain
-from lcn.serve.store.base import Ack, Change, Limits, Outcome, Stored, StoreFacts
-from lcn.serve.store.records import CONTEXT, Packed, check_fields, unpack
+from lcn.serve.store.base import Ack, Change, Limits, Outcome, Stored, StoreFacts, failed
+from lcn.serve.store.records import Packed, check_fields, record_bytes, unpack
 from lcn.serve.store.redis_servers import Servers, parse_address
 
 REPLICATE_S = 0.5
@@ -88,7 +88,7 @@ class RedisStore:
         self._servers = Servers(address.urls, again=not address.replicas)
         self._script = redis.Redis().register_script(_APPEND)
         self.fields = self._ask("open the store", self._kept_fields, write=True)
-        self._cap = max(limits.count(8 * (CONTEXT + len(self.fields))), 1)
+        self._cap = max(limits.count(record_bytes(len(self.fields))), 1)
         self._asked = -1
         """At which election the primary's durability was asked for."""
         self.durability = ""
@@ -258,7 +258,7 @@ class RedisStore:
         try:
             return self._servers.ask(work, write=write)
         except redis.RedisError as error:
-            raise StoreError(f"cannot {doing}: the Redis server says: {error}") from error
+            raise failed(f"cannot {doing}: the Redis server says: {error}") from error
 
 
 def _server_durability(server: redis.Redis) -> str:

@@ -3,23 +3,16 @@
 from concurrent.futures import Future
 from pathlib import Path
 
+from toy import SMALL
+
+from lcn.data.dataset import Dataset
+from lcn.experiments.lab import Lab
 from lcn.experiments.rows import Sizes
-from lcn.experiments.runner import Workers
+from lcn.experiments.runner import Workers, Workspace
 from lcn.experiments.settings import Options
 from lcn.experiments.worker import run_job
 
-TINY = (
-    "model.width=8",
-    "model.field_width=8",
-    "model.short={width: 8, heads: 2}",
-    "model.hidden=[16]",
-    "batch.size=64",
-    "batch.group=4",
-    "batch.lifelong=30",
-    "batch.short=5",
-    "train.epochs=1",
-    "train.patience=9",
-)
+TINY = (*SMALL, "train.patience=9")
 
 
 def tiny(**more) -> Options:
@@ -49,3 +42,14 @@ class InProcess(Workers):
         future: Future = Future()
         future.set_result(run_job(job))
         return future
+
+
+def quiet(line: str) -> None:
+    del line
+
+
+def workspace_of(
+    dataset: Dataset, root: Path, workers: Workers | None = None, **options
+) -> Workspace:
+    """A dataset with tiny options, where nothing is told."""
+    return Lab(root, tiny(**options), workers or InProcess(), quiet).open(dataset.folder)

@@ -1,0 +1,31 @@
+"""Files that appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from lcn.files import sha256_of, write_whole, written_whole
+
+
+def test_a_block_that_raises_leaves_the_older_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    write_whole(path, "old")
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_written_where_nothing_changes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "é")
+    before = path.stat()
+    write_whole(path, "é".encode())
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    write_whole(path, b"other")
+    assert path.read_bytes() == b"other"
+
+
+def test_the_sum_is_that_of_the_bytes(tmp_path: Path) -> None:
+    write_whole(tmp_path / "empty", b"")
+    assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")
