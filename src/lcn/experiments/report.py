@@ -29,6 +29,10 @@ TITLE = "LCN: the paper's experiments on open data"
 VERDICTS = "what-holds.md"
 _POINTS = 12
 """Points of a curve that a Markdown table shows at most."""
+_LEGEND = (
+    "LCN in a claim is the pyramid with CRP, as in the paper; *responses first* makes it the recipe "
+    "`lcn`, which learns from responses instead of CRP."
+)
 _HELD = {"holds": "better", "does not hold": "worse", "open": "open"}
 
 
@@ -142,7 +146,7 @@ def render_markdown(record: ExperimentRecord) -> str:
 
 def render_verdicts(records: Sequence[ExperimentRecord]) -> str:
     """All claims of all records on one Markdown page."""
-    lines = ["# What holds and what does not", "", _counted(records), ""]
+    lines = ["# What holds and what does not", "", _counted(records), "", _LEGEND, ""]
     lines += _markdown_table(
         ("claim", "verdict", "dataset", "evidence", "page"),
         [
