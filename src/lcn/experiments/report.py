@@ -30,8 +30,8 @@ VERDICTS = "what-holds.md"
 _POINTS = 12
 """Points of a curve that a Markdown table shows at most."""
 _LEGEND = (
-    "LCN in a claim is the pyramid with CRP, as in the paper; *responses first* makes it the recipe "
-    "`lcn`, which learns from responses instead of CRP."
+    "LCN in a claim is the pyramid with CRP, as in the paper; *with responses first* it is the "
+    "recipe `lcn`, which learns from responses instead of CRP."
 )
 _HELD = {"holds": "better", "does not hold": "worse", "open": "open"}
 
