@@ -340,6 +340,13 @@ def test_kill_9_at_random_moments_always_resumes(toy: Dataset, tmp_path: Path) -
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_whoever_may_read_the_folder_may_read_the_weights(toy: Dataset, tmp_path: Path) -> None:
+    train(config_for(toy, "objectives=[]", "train.epochs=1"), tmp_path / "r", progress=False)
+    files = [tmp_path / "r/best.safetensors", *(tmp_path / "r/checkpoint").glob("*.safetensors")]
+    wanted = (tmp_path / "r/config.yaml").stat().st_mode
+    assert {file.stat().st_mode for file in files} == {wanted}
+
+
 def test_a_folder_takes_one_training_at_a_time(toy: Dataset, tmp_path: Path) -> None:
     config = config_for(toy, "objectives=[]")
 

@@ -79,7 +79,7 @@ def _print(facts: LogFacts, expectation: Expectation | None, missing: tuple[str,
         ("click rate: train, validation, test",
          ", ".join(f"{rate:.1%}" for rate in facts.click_rate.values())),
         ("source category's information on the clicked category",
-         f"{facts.category_information:.2%}"),
+         _defined(facts.category_information, ".2%")),
         ("AUC of counting in the target log alone", _defined(facts.probe.target_auc)),
         ("AUC gained by counting source behaviours too",
          f"{interval_text(lift, 'auc')}, p {p_value_text(lift.p_value)}"),
@@ -117,5 +117,5 @@ def _print(facts: LogFacts, expectation: Expectation | None, missing: tuple[str,
         )
 
 
-def _defined(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
+def _defined(value: float, form: str = ".4f") -> str:
+    return "-" if math.isnan(value) else format(value, form)

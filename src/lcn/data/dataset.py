@@ -53,7 +53,7 @@ class Samples:
         return np.asarray(self.source_end_S if domain == "source" else self.target_end_S)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Dataset:
     """A prepared dataset folder, opened for reading."""
 
@@ -64,6 +64,9 @@ class Dataset:
     user_UP: Int32
     events: dict[Domain, EventStore]
     samples: dict[Split, Samples]
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.folder)!r}, {self.manifest.name})"
 
     def histories(
         self, samples: Samples, domain: Domain = "source", newest: int | None = None

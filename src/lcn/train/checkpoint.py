@@ -99,14 +99,14 @@ def _write_checkpoint(folder: Path, trainee: Trainee, identity: Identity) -> Non
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, module in trainee.modules.items():
-        save_file(_contiguous(module.state_dict()), partial / f"{name}.safetensors")
+        _save(_contiguous(module.state_dict()), partial / f"{name}.safetensors")
     scalars = []
     for number, optimiser in enumerate(trainee.optimisers):
         tensors, plain = _split_state(optimiser)
-        save_file(tensors, partial / f"optimiser-{number}.safetensors")
+        _save(tensors, partial / f"optimiser-{number}.safetensors")
         scalars.append(plain)
     random = {"global": torch.get_rng_state(), "objectives": trainee.generator.get_state()}
-    save_file(random, partial / "random.safetensors")
+    _save(random, partial / "random.safetensors")
     state = {
         "identity": asdict(identity),
         "progress": asdict(trainee.progress),
@@ -212,7 +212,13 @@ def save_weights(path: Path, module: nn.Module) -> None:
         CheckpointError: they cannot be written (disk full, say); an older file is still whole.
     """
     with unwritable(path), written_whole(path) as partial:
-        save_file(_contiguous(module.state_dict()), partial)
+        _save(_contiguous(module.state_dict()), partial)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors to a file that whoever may read its folder may read, not its owner alone."""
+    save_file(tensors, path)
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 @contextmanager
