@@ -85,3 +85,10 @@ def test_a_rule_about_a_group_does_not_print_the_group() -> None:
         load_config(RunConfig, None, ["dataset=d", "train.pretrain_steps=5"])
     assert "pretrain_steps" in str(refused.value)
     assert "got" not in str(refused.value) and "Value error" not in str(refused.value)
+
+
+def test_a_key_that_is_a_list_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("? [a, b]\n: 1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(RunConfig, path)

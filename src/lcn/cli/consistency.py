@@ -17,31 +17,18 @@ if TYPE_CHECKING:
     from lcn.evaluate.readings import ConsistencyRow
 
 
+def _count_option(name: str, default: int, about: str, least: int = 0) -> Any:
+    number = click.IntRange(min=least)
+    return click.option(name, type=number, default=default, show_default=True, help=about)
+
+
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @split_option()
 @dataset_option
-@click.option(
-    "--size",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="Rows in the exact set.",
-)
-@click.option(
-    "--least",
-    type=click.IntRange(min=0),
-    default=100,
-    show_default=True,
-    help="Impressions with fewer rows are left out.",
-)
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0),
-    default=2000,
-    show_default=True,
-    help="Impressions at most; 0 takes all.",
-)
+@_count_option("--size", 50, "Rows in the exact set.", least=1)
+@_count_option("--least", 100, "Impressions with fewer rows are left out.")
+@_count_option("--limit", 2000, "Impressions at most; 0 takes all.")
 @click.option(
     "--k1",
     type=click.IntRange(min=0),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -36,10 +34,11 @@ from lcn.train.checkpoint import (
     unwritable,
 )
 from lcn.train.config import RunConfig, deciding_settings, refuse_idle_settings
+from lcn.train.folder import alone_in, set_up
 from lcn.train.loss import click_loss
 from lcn.train.optimiser import build_optimisers
 from lcn.train.progress import TrainingBar
-from lcn.train.record import MetricLog, write_setup
+from lcn.train.record import MetricLog
 from lcn.train.transfer import take_item_vectors
 
 PRETRAINING_ORDER = 1_000_000
@@ -86,7 +85,8 @@ def train(
             no such device, or settings that nothing would use.
         CheckpointError: its checkpoint is of another config or dataset (then
             `UnusableCheckpointError`), or one cannot be written.
-        TrainingError: the loss is not finite; parameters are those before that step.
+        TrainingError: the loss is not finite (parameters are those before that step), or
+            predictions of the validation split are not.
     """
     folder = Path(folder)
     refuse_idle_settings(config)
@@ -99,60 +99,33 @@ def train(
     torch.manual_seed(config.train.seed)
     model = Model(config.model, dataset.manifest).to(config.train.device)
     model.check(dataset)
-    checkpoint = find_checkpoint(folder / "checkpoint") if resume else None
-    if config.item_vectors_from and checkpoint is None:
-        take_item_vectors(Path(config.item_vectors_from), model, dataset.manifest.fingerprint)
     objectives = _build_objectives(config, dataset)
-    trainee = Trainee(
-        modules={"model": model, "objectives": objectives},
-        optimisers=build_optimisers([model, objectives], config.train),
-        generator=torch.Generator().manual_seed(config.train.seed),
-    )
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, trainee, identity)
-    elif (folder / "metrics.jsonl").exists() and not resume:
+    if (folder / "metrics.jsonl").exists() and not resume:
         raise ConfigError(f"{folder} holds a run already; choose another folder or --resume it")
     with ExitStack() as stack:
-        stack.enter_context(_alone_in(folder))
-        _set_up(folder, config, dataset, afresh=checkpoint is None)
+        stack.enter_context(alone_in(folder))
+        checkpoint = find_checkpoint(folder / "checkpoint") if resume else None
+        if config.item_vectors_from and checkpoint is None:
+            take_item_vectors(Path(config.item_vectors_from), model, identity.dataset)
+        trainee = Trainee(
+            modules={"model": model, "objectives": objectives},
+            optimisers=build_optimisers([model, objectives], config.train),
+            generator=torch.Generator().manual_seed(config.train.seed),
+        )
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, trainee, identity)
+        set_up(folder, config, identity.dataset, afresh=checkpoint is None)
         log = MetricLog(folder, lines=trainee.progress.metric_lines, step=trainee.progress.step)
+        stack.callback(log.close)
         bar = stack.enter_context(TrainingBar(progress, label or config.title))
-        try:
-            loop = _Loop(config, folder, dataset, model, objectives, trainee, log, bar, identity)
-            return loop.run(after_step or (lambda step: None))
-        finally:
-            log.close()
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with the process."""
-    with unwritable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another process is training in {folder}") from error
-        yield
-    finally:
-        os.close(handle)
+        loop = _Loop(config, folder, dataset, model, objectives, trainee, log, bar, identity)
+        return loop.run(after_step or (lambda step: None))
 
 
 def _build_objectives(config: RunConfig, dataset: Dataset) -> torch.nn.ModuleList:
     setup = Setup(dataset, config.model.width, config.model.field_width, config.batch.size)
     objectives = torch.nn.ModuleList(build_objective(each, setup) for each in config.objectives)
     return objectives.to(config.train.device)
-
-
-def _set_up(folder: Path, config: RunConfig, dataset: Dataset, *, afresh: bool) -> None:
-    with unwritable(folder):
-        if afresh:
-            # They are of another training, which these settings would be taken for.
-            for stale in folder.glob("predictions/*.npz"):
-                stale.unlink()
-        write_setup(folder, config, dataset.manifest.fingerprint)
 
 
 @dataclass(slots=True)
