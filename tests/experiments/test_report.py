@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -22,11 +23,14 @@ from lcn.experiments.record import (
     ScatterPanel,
     TablePanel,
     Verdict,
+    keep_fullest,
     load_record,
     save_record,
 )
-from lcn.experiments.report import page_name, read_records, render_markdown, render_site
-from lcn.experiments.run import keep_fullest
+from lcn.experiments.report import publish, read_records, write_site
+from lcn.experiments.report_html import render_site
+from lcn.experiments.report_markdown import render_markdown
+from lcn.experiments.report_parts import page_name
 
 
 def origin(**more) -> Origin:
@@ -157,15 +161,54 @@ def _row(runs: int, name: str = "x") -> RowRecord:
 
 
 def test_a_finding_of_fewer_runs_does_not_replace_a_fuller_one(tmp_path):
-    path, told = tmp_path / "table5.json", []
-    assert not keep_fullest(path, record(rows=(_row(0),)), told.append)
-    assert not path.exists() and not told
-    assert keep_fullest(path, record(rows=(_row(3), _row(3))), told.append)
-    assert not keep_fullest(path, record(rows=(_row(3),)), told.append)
-    assert len(load_record(path).rows) == 2 and "these are 3 runs" in told[0]
-    assert keep_fullest(path, record(rows=(_row(5), _row(5))), told.append)
-    assert not keep_fullest(path, record(rows=(_row(30, "y"),)), told.append)
-    assert "without 'x'" in told[1]
+    path = tmp_path / "table5.json"
+    assert not keep_fullest(path, record(rows=(_row(0),)))
+    assert not path.exists()
+    assert not keep_fullest(path, record(rows=(_row(3), _row(3))))
+    assert "these are 3 runs" in keep_fullest(path, record(rows=(_row(3),)))
+    assert len(load_record(path).rows) == 2
+    assert not keep_fullest(path, record(rows=(_row(5), _row(5))))
+    assert "without 'x'" in keep_fullest(path, record(rows=(_row(30, "y"),)))
+
+
+def test_what_was_published_stays_beside_what_another_store_found(store, tmp_path):
+    docs = tmp_path / "docs"
+    ours = record(rows=(_row(3),), data={"many": [1.0]})
+    elsewhere = record(rows=(_row(3),), origin=origin(dataset="other"))
+    assert not publish([ours], docs) and not publish([elsewhere], docs)
+    assert [each.origin.dataset for each in read_records(docs)] == ["other", "toy"]
+    assert read_records(docs)[1].data == {} and len(read_records(docs)[1].panels) == 4
+
+    later = datetime(2026, 1, 9, tzinfo=UTC)
+    older = record(
+        title="older", rows=(_row(9),), origin=origin(date=datetime(2025, 1, 1, tzinfo=UTC))
+    )
+    fewer = record(title="fewer", rows=(_row(1),), origin=origin(date=later))
+    newer = record(title="newer", rows=(_row(3),), origin=origin(date=later))
+    assert not publish([older], docs) and len(publish([fewer], docs)) == 1
+    assert read_records(docs)[1].title == "Everything"
+    assert not publish([newer], docs)
+    assert read_records(docs)[1].title == "newer"
+
+
+def test_pages_are_the_same_wherever_they_are_made(tmp_path):
+    """Published records alone give the pages that the store gave."""
+    docs, again = tmp_path / "docs", tmp_path / "again"
+    publish([record()], docs)
+    write_site(read_records(docs), tmp_path / "a.html", docs)
+    (again / "records").mkdir(parents=True)
+    for path in (docs / "records").iterdir():
+        (again / "records" / path.name).write_bytes(path.read_bytes())
+    write_site(read_records(again), tmp_path / "b.html", again)
+    names = sorted(str(path.relative_to(docs)) for path in docs.rglob("*") if path.is_file())
+    assert names == ["pictures/table5-toy-3.svg", "pictures/table5-toy-4.svg",
+                     "records/table5-toy.json", "table5-toy.md", "what-holds.md"]  # fmt: skip
+    assert all((docs / name).read_bytes() == (again / name).read_bytes() for name in names)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    page = (docs / "table5-toy.md").read_text()
+    assert "![Curve](pictures/table5-toy-3.svg)" in page and "see the HTML page" not in page
+    picture = (docs / "pictures" / "table5-toy-3.svg").read_text()
+    assert ElementTree.fromstring(picture).tag.endswith("svg") and "prefers-color-scheme" in picture
 
 
 def test_the_command_writes_the_site(store, tmp_path):
@@ -173,9 +216,16 @@ def test_the_command_writes_the_site(store, tmp_path):
     given = ["experiment", "report", "--store", str(store), "--docs", str(docs)]
     result = CliRunner().invoke(cli, given)
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in docs.iterdir()) == ["table5-toy.md", "what-holds.md"]
+    assert {"table5-toy.md", "what-holds.md"} < {path.name for path in docs.iterdir()}
     assert (store / "report.html").exists()
     assert "[table5](table5-toy.md)" in (docs / "what-holds.md").read_text()
+
+    # On a machine whose store is empty the published findings are shown.
+    html, empty = tmp_path / "page.html", str(tmp_path / "empty")
+    again = ["experiment", "report", "--store", empty, "--docs", str(docs), "--html", str(html)]
+    result = CliRunner().invoke(cli, again)
+    assert result.exit_code == 0, result.output
+    assert "C beats D" in html.read_text()
 
 
 def test_lines_of_other_points_stand_under_their_own():

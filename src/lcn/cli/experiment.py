@@ -150,16 +150,31 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
 
 
 @click.command()
-@click.option("--store", type=_PATH, default=Path("runs/experiments"), show_default=True,
-              help="Where runs and findings are kept.")  # fmt: skip
-@click.option("--docs", type=_PATH, help="Write a Markdown page per experiment there.")
+@click.option(
+    "--store",
+    type=_PATH,
+    default=Path("runs/experiments"),
+    show_default=True,
+    help="Where runs and findings are kept.",
+)
+@click.option(
+    "--docs",
+    type=_PATH,
+    help="Publish there: a Markdown page per finding, also of those published before.",
+)
 @click.option("--html", type=_PATH, help="The page to write; default: report.html in the store.")
-@click.option("--quick", is_flag=True, help="Include the findings of quick looks.")
+@click.option("--quick", is_flag=True, help="Include the findings of quick looks.")  # fmt: skip
 def report(store: Path, docs: Path | None, html: Path | None, quick: bool) -> None:
     """Write what was found as one HTML page and, with --docs, as Markdown pages."""
-    from lcn.experiments.report import write_site
+    from lcn.experiments.report import publish, read_records, write_site
 
-    for path in write_site(store, html or store / "report.html", docs, quick=quick):
+    folder = store
+    if docs is not None:
+        folder = docs
+        if any(store.glob("*/records/*.json")):
+            for note in publish(read_records(store, quick=quick), docs):
+                click.echo(note, err=True)
+    for path in write_site(read_records(folder, quick=quick), html or store / "report.html", docs):
         click.echo(path)
 
 

@@ -265,6 +265,13 @@ def _inline(figure: Figure, title: str) -> str:
     return text.strip()
 
 
+def as_file(svg: str) -> str:
+    """A picture of this module as the text of a file of its own, which brings its own ink."""
+    ink = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d1d7e0}}</style>"
+    head, _, body = svg.partition(">")
+    return f"{head}>{ink}{body}\n"
+
+
 def _legend_above(axes: Axes, entries: int) -> None:
     """As many columns as the longest name leaves room for: a wider legend would shrink the axes."""
     longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=1)

@@ -186,6 +186,44 @@ def load_record(path: Path) -> ExperimentRecord:
         ) from error
 
 
+def keep_fullest(path: Path, record: ExperimentRecord) -> str:
+    """Save a record, unless it shows fewer runs than the one that is there, or none at all.
+
+    A look at one row, or at what is finished, is shown but does not take a whole table's place.
+
+    Returns:
+        Why a finding that is there stays; empty where there is none or it was replaced.
+    """
+    saved = _saved(path)
+    before, now = count_runs(saved) if saved else 0, count_runs(record)
+    lost = sorted(_trained(saved) - _trained(record)) if saved else []
+    if not record.rows or (now >= max(before, 1) and not lost):
+        save_record(path, record)
+        return ""
+    if not before:
+        return ""
+    return (
+        f"not saved: these are {now} runs{f' without {lost[0]!r}' if lost else ''}, and the "
+        f"finding in {path} shows {before}; it stays (remove the file to replace it)"
+    )
+
+
+def count_runs(record: ExperimentRecord) -> int:
+    """Runs behind a record."""
+    return sum(len(row.runs) for row in record.rows)
+
+
+def _trained(record: ExperimentRecord) -> set[str]:
+    return {row.name for row in record.rows if row.runs}
+
+
+def _saved(path: Path) -> ExperimentRecord | None:
+    try:
+        return load_record(path) if path.exists() else None
+    except DataError:
+        return None
+
+
 def number_cell(value: float, decimals: int = 4) -> Cell:
     """A cell of one number; `-` for what is undefined."""
     if math.isnan(value):

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from lcn import __version__
 from lcn.data.dataset import open_dataset
-from lcn.errors import ConfigError, DataError, LcnError, nearest
+from lcn.errors import ConfigError, LcnError, nearest
 from lcn.experiments import conditions, figure4, figure5a, figure5b, mass, questions
 from lcn.experiments.lab import Lab
 from lcn.experiments.names import EXPERIMENTS, GENERATED, TABLES
-from lcn.experiments.record import ExperimentRecord, Origin, load_record, save_record
+from lcn.experiments.record import ExperimentRecord, Origin, count_runs, keep_fullest
 from lcn.experiments.runner import Workspace, own_workers
 from lcn.experiments.settings import QUICK, QUICK_STEPS, Options, merged
 from lcn.experiments.store import Done, read_done
@@ -165,58 +165,20 @@ def _recorded(
     record = with_origin(name, finding, origin, lab.root)
     if not lab.options.finished:
         _refuse_untrained(record)
-    keep_fullest(path, record, lab.say)
+    if note := keep_fullest(path, record):
+        _tell(note, lab.say)
     return record
 
 
 def _refuse_untrained(record: ExperimentRecord) -> None:
-    if record.rows and not _runs(record):
+    if record.rows and not count_runs(record):
         reason = next((row.error for row in record.rows if row.error), "no row was trained")
         where = record.origin.dataset
         raise ConfigError(f"{record.experiment} on {where}: no row could be trained: {reason}")
 
 
-def keep_fullest(path: Path, record: ExperimentRecord, say: Say | None = None) -> bool:
-    """Save a record, unless it shows fewer runs than the one that is there, or none at all.
-
-    A look at one row, or at what is finished, is shown but does not take a whole table's place.
-
-    Returns:
-        Whether it was saved.
-    """
-    saved = _saved(path)
-    before, now = _runs(saved) if saved else 0, _runs(record)
-    lost = sorted(_named(saved) - _named(record)) if saved else []
-    if not record.rows or (now >= max(before, 1) and not lost):
-        save_record(path, record)
-        return True
-    if before:
-        note = (
-            f"not saved: these are {now} runs{f' without {lost[0]!r}' if lost else ''}, and the "
-            f"finding in {path} shows {before}; it stays (remove the file to replace it)"
-        )
-        _tell(note, say)
-    return False
-
-
 def _tell(line: str, say: Say | None) -> None:
     (say or Console(stderr=True, soft_wrap=True, markup=False).print)(line)
-
-
-def _runs(record: ExperimentRecord) -> int:
-    return sum(len(row.runs) for row in record.rows)
-
-
-def _named(record: ExperimentRecord) -> set[str]:
-    """Rows that were trained."""
-    return {row.name for row in record.rows if row.runs}
-
-
-def _saved(path: Path) -> ExperimentRecord | None:
-    try:
-        return load_record(path) if path.exists() else None
-    except DataError:
-        return None
 
 
 def origin_on(workspace: Workspace, call: Call) -> Origin:
