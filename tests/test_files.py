@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lcn.files import sha256_of, write_whole, written_whole
+from lcn.files import filled_whole, sha256_of, write_whole, written_whole
 
 
 def test_a_block_that_raises_leaves_the_older_file_alone(tmp_path: Path) -> None:
@@ -29,3 +29,17 @@ def test_nothing_is_written_where_nothing_changes(tmp_path: Path) -> None:
 def test_the_sum_is_that_of_the_bytes(tmp_path: Path) -> None:
     write_whole(tmp_path / "empty", b"")
     assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+def test_a_folder_appears_full_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with pytest.raises(KeyboardInterrupt), filled_whole(folder) as partial:
+        (partial / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert list(folder.parent.iterdir()) == []
+    folder.mkdir()
+    with filled_whole(folder) as partial:
+        (partial / "a").write_text("whole")
+        assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+    assert (folder / "a").read_text() == "whole"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,24 @@ def written_whole(path: Path) -> Iterator[Path]:
             partial.unlink()
         raise
     sync(path.parent)
+
+
+@contextmanager
+def filled_whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill beside `folder`, which it becomes when the block ends well.
+
+    A block that raises leaves nothing; `folder` must be absent or empty.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync(folder.parent)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -374,6 +374,13 @@ def test_late_arrivals_are_no_past(tmp_path: Path) -> None:
     assert ends == [0, 1, 2, 2, 2, 3]
 
 
+def test_a_split_is_by_dates_or_by_shares() -> None:
+    dates = {"validation_from": "2024-03-09", "test_from": "2024-03-10"}
+    assert SplitRule.model_validate(SplitRule(**dates).model_dump()).test_from == "2024-03-10"
+    with pytest.raises(ValueError, match="keep the dates or the shares"):
+        SplitRule(**dates, test_share=0.2)
+
+
 @pytest.mark.parametrize(
     ("unit", "times", "shown", "sees"),
     [

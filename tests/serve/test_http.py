@@ -108,6 +108,19 @@ def test_duplicates_and_unknown_items(client: Client) -> None:
     assert answer.unknown == [1, 3]
 
 
+def test_fields_that_the_model_does_not_have_are_named(client: Client) -> None:
+    """A misspelt field would otherwise cost quality without a word."""
+    assert client.rank("nobody", ["i1"], context={"hour": "3"}).ignored == []
+    answer = client.rank(
+        "nobody",
+        [{"item": "i1", "fields": {"prise": "2"}}, {"item": "i2", "fields": {"prise": "1"}}],
+        context={"houre": "3", "hour": "3", "Hour": "3"},
+        profile={"elder": "yes"},
+    )
+    named = ["context.Hour", "context.houre", "profile.elder", "candidates.fields.prise"]
+    assert answer.ignored == named
+
+
 def test_explanations_name_events_of_the_history(client: Client) -> None:
     client.add([event(n, "explained", time=now() - 1000 + n) for n in range(12)])
     answer = client.rank("explained", ITEMS[:2], explain=True)

@@ -128,6 +128,9 @@ class Users(Source):
     fields: dict[str, str] = {}
 
 
+_TENTHS = (0.1, 0.1)
+
+
 class SplitRule(Config):
     """Where validation and test begin: dates in the mapping's time zone, or shares of impressions.
 
@@ -137,13 +140,15 @@ class SplitRule(Config):
     validation_from: Moment | None = None
     """ISO date or date-time in `timezone`."""
     test_from: Moment | None = None
-    validation_share: Share = 0.1
-    test_share: Share = 0.1
+    validation_share: Share = _TENTHS[0]
+    test_share: Share = _TENTHS[1]
 
     @model_validator(mode="after")
     def _both_or_none(self) -> SplitRule:
         if (self.validation_from is None) != (self.test_from is None):
             raise ValueError("give both validation_from and test_from, or neither")
+        if self.validation_from is not None and (self.validation_share, self.test_share) != _TENTHS:
+            raise ValueError("dates and shares say the same twice; keep the dates or the shares")
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
                 "validation_share and test_share leave nothing to train on: together they must be "

@@ -260,12 +260,31 @@ def _rank_answer(body: RankRequest, ranked: Ranked) -> dict[str, Any]:
         "scores": sigmoid(ranked.logit_C).tolist(),
         "logits": ranked.logit_C,
         "unknown": ranked.unknown,
+        "ignored": _ignored(body, ranked.version),
         "experiment": body.experiment,
         "arm": body.arm,
     }
     if body.explain:
         answer["explanation"] = explain(ranked).model_dump()
     return answer
+
+
+def _ignored(body: RankRequest, version: Version) -> list[str]:
+    """Fields of a request that the model does not have: news of a misspelt one."""
+    known, profile = version.manifest.dataset, body.profile or {}
+    given = set().union(
+        *(each.fields for each in body.candidates if isinstance(each, WireCandidate))
+    )
+    places = (
+        ("context", set(body.context), known.request_context),
+        ("profile", set(profile), known.profile_fields),
+        ("candidates.fields", given, known.candidate_fields),
+    )
+    return [
+        f"{place}.{name}"
+        for place, names, fields in places
+        for name in sorted(names - {field.name for field in fields})
+    ]
 
 
 def _state_answer(parts: Parts, version: Version, user: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -28,6 +28,8 @@ class Answer:
     state_age_ms: float
     degraded: str | None
     unknown: list[int]
+    ignored: list[str] = field(default_factory=list)
+    """Fields of the request that the model does not have."""
     explanation: dict[str, Any] | None = None
 
 

@@ -28,7 +28,7 @@ Value = Annotated[str, StringConstraints(max_length=256)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A model, a version, an experiment."""
 Name = Annotated[str, StringConstraints(max_length=64)]
-"""Of a field; names that the model does not have are ignored."""
+"""Of a field; names that the model does not have are ignored, which the answer says."""
 Values = Annotated[dict[Name, Value], Field(max_length=64)]
 Moment = Annotated[int, Field(ge=0, le=MOST_MS, strict=True), BeforeValidator(_whole)]
 """UTC milliseconds."""
@@ -119,6 +119,8 @@ class RankAnswer(_Wire):
     logits: list[float]
     unknown: list[int]
     """Places of candidates that the model does not know."""
+    ignored: list[str]
+    """Fields of the request that the model does not have, such as `context.hour`."""
     experiment: str | None
     arm: str | None
     explanation: Explanation | None = None

@@ -35,6 +35,7 @@ from lcn.data.sources.synthetic_world import (
     shared_items,
 )
 from lcn.errors import DataError
+from lcn.files import filled_whole
 
 ABOUT = "Generated logs with planted truth; the best reachable AUC is known"
 LICENCE = "Generated data: no rights reserved."
@@ -92,20 +93,19 @@ def generate(
         progress: told about users as they are written.
 
     Raises:
-        DataError: the folder is not empty or cannot be written.
+        DataError: the folder is not empty or cannot be written; nothing is left of it then.
     """
     with caching.clear_errors(f"write {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
+        if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty; name a new folder, or empty it first")
-        for name in ("events_source", "events_target", "impressions", "users"):
-            (out / name).mkdir()
-        _write_items(out, config, draw_world(config))
-        (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        for users in _write_parts(out, config, workers):
-            progress(users)
-        # Last, so that a folder with a mapping is a complete one.
-        (out / "mapping.yaml").write_text(dump_config(_mapping("")), encoding="utf-8")
+        with filled_whole(out) as partial:
+            for name in ("events_source", "events_target", "impressions", "users"):
+                (partial / name).mkdir()
+            _write_items(partial, config, draw_world(config))
+            (partial / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            for users in _write_parts(partial, config, workers):
+                progress(users)
+            (partial / "mapping.yaml").write_text(dump_config(_mapping("")), encoding="utf-8")
     return out
 
 

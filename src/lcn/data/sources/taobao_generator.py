@@ -20,6 +20,7 @@ from pydantic import Field
 from lcn.config import Config
 from lcn.data.cache import clear_errors
 from lcn.data.sources.taobao import HEADERS
+from lcn.files import written_whole
 
 _CHUNK = 1_000_000
 _CATEGORIES = 12_960
@@ -67,7 +68,7 @@ def generate(out: Path, size: Size, progress: Progress = lambda rows: None) -> P
 
 
 def _write(path: Path, tables: Iterator[pa.Table], progress: Progress) -> None:
-    with path.open("wb") as file:
+    with written_whole(path) as partial, partial.open("wb") as file:
         file.write((",".join(HEADERS[path.name]) + "\n").encode())
         for table in tables:
             options = csv.WriteOptions(include_header=False, quoting_style="none")
