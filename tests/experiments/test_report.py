@@ -171,30 +171,36 @@ def test_a_finding_of_fewer_runs_does_not_replace_a_fuller_one(tmp_path):
     assert "without 'x'" in keep_fullest(path, record(rows=(_row(30, "y"),)))
 
 
-def test_what_was_published_stays_beside_what_another_store_found(store, tmp_path):
-    docs = tmp_path / "docs"
-    ours = record(rows=(_row(3),), data={"many": [1.0]})
-    elsewhere = record(rows=(_row(3),), origin=origin(dataset="other"))
-    assert not publish([ours], docs) and not publish([elsewhere], docs)
+def test_what_was_published_stays_beside_what_another_store_found(tmp_path):
+    docs, later = tmp_path / "docs", datetime(2026, 1, 9, tzinfo=UTC)
+
+    def publish_one(**more) -> list[str]:
+        one = record(**more)
+        path = tmp_path / "stores" / str(len(list((tmp_path / "stores").glob("*"))))
+        save_record(path / "toy" / "records" / "table5.json", one)
+        return publish(path, docs)
+
+    (tmp_path / "stores").mkdir()
+    assert not publish_one(rows=(_row(3),), data={"many": [1.0]})
+    assert not publish_one(rows=(_row(3),), origin=origin(dataset="other"))
     assert [each.origin.dataset for each in read_records(docs)] == ["other", "toy"]
     assert read_records(docs)[1].data == {} and len(read_records(docs)[1].panels) == 4
 
-    later = datetime(2026, 1, 9, tzinfo=UTC)
-    older = record(
-        title="older", rows=(_row(9),), origin=origin(date=datetime(2025, 1, 1, tzinfo=UTC))
-    )
-    fewer = record(title="fewer", rows=(_row(1),), origin=origin(date=later))
-    newer = record(title="newer", rows=(_row(3),), origin=origin(date=later))
-    assert not publish([older], docs) and len(publish([fewer], docs)) == 1
+    long_ago = origin(date=datetime(2025, 1, 1, tzinfo=UTC))
+    assert not publish_one(title="older", rows=(_row(9),), origin=long_ago)
+    assert len(publish_one(title="fewer", rows=(_row(1),), origin=origin(date=later))) == 1
     assert read_records(docs)[1].title == "Everything"
-    assert not publish([newer], docs)
-    assert read_records(docs)[1].title == "newer"
+    quick = origin(date=later, quick=True)
+    assert not publish_one(title="quick", rows=(_row(3),), origin=quick)
+    assert not publish_one(title="newer", rows=(_row(3),), origin=origin(date=later))
+    assert [each.title for each in read_records(docs, quick=True)] == ["Everything", "newer"]
 
 
 def test_pages_are_the_same_wherever_they_are_made(tmp_path):
     """Published records alone give the pages that the store gave."""
     docs, again = tmp_path / "docs", tmp_path / "again"
-    publish([record()], docs)
+    save_record(tmp_path / "store" / "toy" / "records" / "table5.json", record())
+    publish(tmp_path / "store", docs)
     write_site(read_records(docs), tmp_path / "a.html", docs)
     (again / "records").mkdir(parents=True)
     for path in (docs / "records").iterdir():

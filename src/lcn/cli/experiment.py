@@ -168,13 +168,10 @@ def report(store: Path, docs: Path | None, html: Path | None, quick: bool) -> No
     """Write what was found as one HTML page and, with --docs, as Markdown pages."""
     from lcn.experiments.report import publish, read_records, write_site
 
-    folder = store
-    if docs is not None:
-        folder = docs
-        if any(store.glob("*/records/*.json")):
-            for note in publish(read_records(store, quick=quick), docs):
-                click.echo(note, err=True)
-    for path in write_site(read_records(folder, quick=quick), html or store / "report.html", docs):
+    for note in publish(store, docs, quick=quick) if docs else []:
+        click.echo(note, err=True)
+    records = read_records(docs or store, quick=quick)
+    for path in write_site(records, html or store / "report.html", docs):
         click.echo(path)
 
 

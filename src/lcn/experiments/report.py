@@ -41,28 +41,29 @@ def read_records(folder: Path, *, quick: bool = False) -> list[ExperimentRecord]
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    paths = sorted([*folder.glob("*/records/*.json"), *folder.glob("records/*.json")])
-    found = [load_record(path) for path in paths]
+    found = _find(folder)
     kept = [record for record in found if quick or not record.origin.quick]
     if not kept:
         hint = "; with --quick quick looks count too" if found else ""
         raise DataError(
             f"{folder} holds no findings yet; run `lcn experiment table5 DATASET` first{hint}"
         )
-    # A dataset that was prepared again has a store of its own; its newest finding counts.
-    newest = {
-        (each.origin.dataset, each.experiment, each.origin.quick): each
-        for each in sorted(kept, key=lambda each: each.origin.date)
-    }
     order = {name: place for place, name in enumerate(EXPERIMENTS)}
     return sorted(
-        newest.values(),
-        key=lambda each: (each.origin.dataset, order.get(each.experiment, len(order))),
+        kept, key=lambda each: (each.origin.dataset, order.get(each.experiment, len(order)))
     )
 
 
-def publish(records: Sequence[ExperimentRecord], docs: Path) -> list[str]:
-    """Put findings into `docs/records`.
+def _find(folder: Path) -> list[ExperimentRecord]:
+    """A folder's records; where a dataset was prepared again, its newest finding counts."""
+    paths = sorted([*folder.glob("*/records/*.json"), *folder.glob("records/*.json")])
+    found = sorted((load_record(path) for path in paths), key=lambda each: each.origin.date)
+    newest = {(each.origin.dataset, each.experiment, each.origin.quick): each for each in found}
+    return list(newest.values())
+
+
+def publish(store: Path, docs: Path, *, quick: bool = False) -> list[str]:
+    """Put a store's findings, if it has any, into `docs/records`; quick looks when asked.
 
     A published finding gives way to a newer one of as many runs or more and all of its rows. The
     numbers behind the panels (`data`) stay in the store, which keeps the files small.
@@ -71,10 +72,12 @@ def publish(records: Sequence[ExperimentRecord], docs: Path) -> list[str]:
         What stays as it was published, and why.
 
     Raises:
-        DataError: a file cannot be written.
+        DataError: a file cannot be read or written.
     """
     notes = []
-    for record in records:
+    for record in _find(store):
+        if record.origin.quick and not quick:
+            continue
         path = docs / "records" / f"{page_name(record)}.json"
         if path.exists() and load_record(path).origin.date >= record.origin.date:
             continue
