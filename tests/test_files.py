@@ -33,13 +33,31 @@ def test_the_sum_is_that_of_the_bytes(tmp_path: Path) -> None:
 
 def test_a_folder_appears_full_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    with pytest.raises(KeyboardInterrupt), filled_whole(folder) as partial:
+    with pytest.raises(KeyboardInterrupt), filled_whole(folder, last="z") as partial:
         (partial / "a").write_text("half")
         raise KeyboardInterrupt
     assert list(folder.parent.iterdir()) == []
-    folder.mkdir()
-    with filled_whole(folder) as partial:
+    with filled_whole(folder, last="z") as partial:
         (partial / "a").write_text("whole")
-        assert list(folder.iterdir()) == []
+        assert not folder.exists()
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
     assert (folder / "a").read_text() == "whole"
+
+
+def test_a_folder_that_is_there_stays_the_same_folder(tmp_path: Path) -> None:
+    """It may be a mount point, or a link to another disk."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir(mode=0o700)
+    link.symlink_to(real)
+    before = real.stat()
+    with pytest.raises(KeyboardInterrupt), filled_whole(link, last="a") as partial:
+        (partial / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert list(real.iterdir()) == []
+    with filled_whole(link, last="a") as partial:
+        (partial / "a").write_text("whole")
+        (partial / "b").mkdir()
+        (partial / "b" / "c").write_text("whole")
+    assert sorted(path.name for path in real.iterdir()) == ["a", "b"]
+    assert (real.stat().st_ino, real.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert link.is_symlink() and (link / "b" / "c").read_text() == "whole"

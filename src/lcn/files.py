@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,21 +30,35 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filled_whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder to fill beside `folder`, which it becomes when the block ends well.
+def filled_whole(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield a folder to fill; what is in it goes to `folder` when the block ends well.
 
-    A block that raises leaves nothing; `folder` must be absent or empty.
+    An absent folder appears at once. One that is there (a mount point, say) gets its entries one
+    after the other, `last` at the end. A block that raises leaves nothing.
+
+    Args:
+        folder: absent or empty.
+        last: name of the entry that says that all others are there.
     """
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    folder = folder.resolve()
+    there = folder.is_dir()
+    within = folder if there else folder.parent
+    within.mkdir(parents=True, exist_ok=True)
+    partial = within / f".{folder.name}-{os.getpid()}-partial"
+    partial.mkdir()
     try:
         yield partial
-        partial.chmod(0o755)
-        partial.replace(folder)
+        for path in partial.rglob("*"):
+            sync(path)
+        sync(partial)
+        if there:
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+                path.replace(folder / path.name)
+        else:
+            partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    sync(folder.parent)
+    sync(within)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

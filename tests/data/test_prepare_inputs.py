@@ -377,7 +377,7 @@ def test_late_arrivals_are_no_past(tmp_path: Path) -> None:
 def test_a_split_is_by_dates_or_by_shares() -> None:
     dates = {"validation_from": "2024-03-09", "test_from": "2024-03-10"}
     assert SplitRule.model_validate(SplitRule(**dates).model_dump()).test_from == "2024-03-10"
-    with pytest.raises(ValueError, match="keep the dates or the shares"):
+    with pytest.raises(ValueError, match="test_share, not both"):
         SplitRule(**dates, test_share=0.2)
 
 

@@ -54,6 +54,15 @@ def test_more_users_only_add_rows(folder, tmp_path):
         assert kept.num_rows < whole.num_rows
 
 
+def test_an_interrupted_log_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(users: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.generate(tmp_path / "out", SMALL, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_processes_and_file_cuts_change_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "BLOCKS_PER_PART", 1)
     cut = synthetic.generate(tmp_path / "cut", SMALL)

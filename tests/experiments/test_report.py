@@ -23,6 +23,7 @@ from lcn.experiments.record import (
     ScatterPanel,
     TablePanel,
     Verdict,
+    count_runs,
     keep_fullest,
     load_record,
     save_record,
@@ -168,6 +169,7 @@ def test_a_finding_of_fewer_runs_does_not_replace_a_fuller_one(tmp_path):
     assert "these are 3 runs" in keep_fullest(path, record(rows=(_row(3),)))
     assert len(load_record(path).rows) == 2
     assert not keep_fullest(path, record(rows=(_row(5), _row(5))))
+    assert count_runs(load_record(path)) == 10
     assert "without 'x'" in keep_fullest(path, record(rows=(_row(30, "y"),)))
 
 
@@ -187,13 +189,21 @@ def test_what_was_published_stays_beside_what_another_store_found(tmp_path):
     assert read_records(docs)[1].data == {} and len(read_records(docs)[1].panels) == 4
 
     long_ago = origin(date=datetime(2025, 1, 1, tzinfo=UTC))
-    assert not publish_one(title="older", rows=(_row(9),), origin=long_ago)
+    assert not publish_one(title="older", rows=(_row(3),), origin=long_ago)
     assert len(publish_one(title="fewer", rows=(_row(1),), origin=origin(date=later))) == 1
     assert read_records(docs)[1].title == "Everything"
+    assert not publish_one(title="older, fuller", rows=(_row(9),), origin=long_ago)
+    assert read_records(docs)[1].title == "older, fuller"
     quick = origin(date=later, quick=True)
-    assert not publish_one(title="quick", rows=(_row(3),), origin=quick)
-    assert not publish_one(title="newer", rows=(_row(3),), origin=origin(date=later))
+    assert "nothing to publish" in publish_one(rows=(_row(3),), origin=quick)[0]
+    assert not publish_one(title="newer", rows=(_row(9),), origin=origin(date=later))
     assert [each.title for each in read_records(docs, quick=True)] == ["Everything", "newer"]
+
+    # Another dataset whose page has the same name, and a file that is no record any more.
+    assert "finding of table5 on toy;" in publish_one(origin=origin(dataset="TOY"))[0]
+    (docs / "records" / "table5-toy.json").write_text("<<<<<<< HEAD")
+    assert not publish_one(title="mended", rows=(_row(1),))
+    assert read_records(docs)[1].title == "mended"
 
 
 def test_pages_are_the_same_wherever_they_are_made(tmp_path):
@@ -212,8 +222,14 @@ def test_pages_are_the_same_wherever_they_are_made(tmp_path):
     assert all((docs / name).read_bytes() == (again / name).read_bytes() for name in names)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     page = (docs / "table5-toy.md").read_text()
+    files = {place: f"pictures/table5-toy-{place + 1}.svg" for place in (2, 3)}
+    assert page == render_markdown(record(), files)
     assert "![Curve](pictures/table5-toy-3.svg)" in page and "see the HTML page" not in page
     picture = (docs / "pictures" / "table5-toy-3.svg").read_text()
+    fewer = record(panels=record().panels[2:])
+    write_site([fewer], tmp_path / "a.html", docs)
+    shown = sorted(path.name for path in (docs / "pictures").iterdir())
+    assert shown == ["table5-toy-1.svg", "table5-toy-2.svg"]
     assert ElementTree.fromstring(picture).tag.endswith("svg") and "prefers-color-scheme" in picture
 
 

@@ -113,9 +113,9 @@ def test_fields_that_the_model_does_not_have_are_named(client: Client) -> None:
     assert client.rank("nobody", ["i1"], context={"hour": "3"}).ignored == []
     answer = client.rank(
         "nobody",
-        [{"item": "i1", "fields": {"prise": "2"}}, {"item": "i2", "fields": {"prise": "1"}}],
+        [{"item": "i1", "fields": {"prise": "2"}}, {"item": "i2", "fields": {"campaign": "1"}}],
         context={"houre": "3", "hour": "3", "Hour": "3"},
-        profile={"elder": "yes"},
+        profile={"elder": "yes", "age": "1"},
     )
     named = ["context.Hour", "context.houre", "profile.elder", "candidates.fields.prise"]
     assert answer.ignored == named

@@ -163,7 +163,7 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
     help="Publish there: a Markdown page per finding, also of those published before.",
 )
 @click.option("--html", type=_PATH, help="The page to write; default: report.html in the store.")
-@click.option("--quick", is_flag=True, help="Include the findings of quick looks.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Include the findings of quick looks.")
 def report(store: Path, docs: Path | None, html: Path | None, quick: bool) -> None:
     """Write what was found as one HTML page and, with --docs, as Markdown pages."""
     from lcn.experiments.report import publish, read_records, write_site

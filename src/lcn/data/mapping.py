@@ -134,7 +134,8 @@ _TENTHS = (0.1, 0.1)
 class SplitRule(Config):
     """Where validation and test begin: dates in the mapping's time zone, or shares of impressions.
 
-    With shares, the bounds are moved to the next impression time, so equal times stay together.
+    Dates go with the shares' defaults alone. With shares, the bounds are moved to the next
+    impression time, so equal times stay together.
     """
 
     validation_from: Moment | None = None
@@ -144,11 +145,13 @@ class SplitRule(Config):
     test_share: Share = _TENTHS[1]
 
     @model_validator(mode="after")
-    def _both_or_none(self) -> SplitRule:
+    def _one_rule(self) -> SplitRule:
         if (self.validation_from is None) != (self.test_from is None):
             raise ValueError("give both validation_from and test_from, or neither")
         if self.validation_from is not None and (self.validation_share, self.test_share) != _TENTHS:
-            raise ValueError("dates and shares say the same twice; keep the dates or the shares")
+            raise ValueError(
+                "give validation_from and test_from, or validation_share and test_share, not both"
+            )
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
                 "validation_share and test_share leave nothing to train on: together they must be "

@@ -182,7 +182,7 @@ def load_record(path: Path) -> ExperimentRecord:
     except (OSError, ValidationError) as error:
         raise DataError(
             f"{path} is no record of an experiment that this program can read ({error}); run the "
-            "experiment again: finished runs are reused"
+            "experiment again, where finished runs are reused, or remove the file"
         ) from error
 
 
@@ -194,7 +194,7 @@ def keep_fullest(path: Path, record: ExperimentRecord) -> str:
     Returns:
         Why a finding that is there stays; empty where there is none or it was replaced.
     """
-    saved = _saved(path)
+    saved = load_if_readable(path)
     before, now = count_runs(saved) if saved else 0, count_runs(record)
     lost = sorted(_trained(saved) - _trained(record)) if saved else []
     if not record.rows or (now >= max(before, 1) and not lost):
@@ -217,7 +217,8 @@ def _trained(record: ExperimentRecord) -> set[str]:
     return {row.name for row in record.rows if row.runs}
 
 
-def _saved(path: Path) -> ExperimentRecord | None:
+def load_if_readable(path: Path) -> ExperimentRecord | None:
+    """A record; None where there is none, or none that this program can read."""
     try:
         return load_record(path) if path.exists() else None
     except DataError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lcn.data.cache import clear_errors
 from lcn.errors import DataError
 from lcn.evaluate.plots import as_file
 from lcn.experiments.names import EXPERIMENTS
@@ -19,7 +20,9 @@ from lcn.experiments.record import (
     CurvePanel,
     ExperimentRecord,
     ScatterPanel,
+    count_runs,
     keep_fullest,
+    load_if_readable,
     load_record,
 )
 from lcn.experiments.report_html import render_site
@@ -35,7 +38,7 @@ def read_records(folder: Path, *, quick: bool = False) -> list[ExperimentRecord]
     """The findings of a results store, or those published in a folder, by dataset and experiment.
 
     Args:
-        folder: a store, or what `publish` was given.
+        folder: a store, or the folder that `publish` filled.
         quick: whether quick looks count.
 
     Raises:
@@ -56,32 +59,46 @@ def read_records(folder: Path, *, quick: bool = False) -> list[ExperimentRecord]
 
 def _find(folder: Path) -> list[ExperimentRecord]:
     """A folder's records; where a dataset was prepared again, its newest finding counts."""
-    paths = sorted([*folder.glob("*/records/*.json"), *folder.glob("records/*.json")])
+    published = (folder / "records").is_dir()
+    paths = sorted(folder.glob("records/*.json" if published else "*/records/*.json"))
     found = sorted((load_record(path) for path in paths), key=lambda each: each.origin.date)
-    newest = {(each.origin.dataset, each.experiment, each.origin.quick): each for each in found}
-    return list(newest.values())
+    return list({_key(each): each for each in found}.values())
+
+
+def _key(record: ExperimentRecord) -> tuple[str, str, bool]:
+    return record.origin.dataset, record.experiment, record.origin.quick
 
 
 def publish(store: Path, docs: Path, *, quick: bool = False) -> list[str]:
-    """Put a store's findings, if it has any, into `docs/records`; quick looks when asked.
+    """Put a store's findings into `docs/records`; quick looks when asked.
 
-    A published finding gives way to a newer one of as many runs or more and all of its rows. The
-    numbers behind the panels (`data`) stay in the store, which keeps the files small.
+    A published finding gives way to a newer one of as many runs or more and all of its rows, and
+    to an older one of more runs. The numbers behind the panels (`data`) stay in the store, which
+    keeps the files small.
 
     Returns:
-        What stays as it was published, and why.
+        What was not published, and why; an older finding of fewer runs needs no word.
 
     Raises:
         DataError: a file cannot be read or written.
     """
+    found = [record for record in _find(store) if quick or not record.origin.quick]
+    if not found:
+        return [f"{store} holds nothing to publish; the pages show what was published before"]
     notes = []
-    for record in _find(store):
-        if record.origin.quick and not quick:
-            continue
+    for record in found:
         path = docs / "records" / f"{page_name(record)}.json"
-        if path.exists() and load_record(path).origin.date >= record.origin.date:
+        published = load_if_readable(path)
+        if published is not None and _key(published) != _key(record):
+            other = f"{published.experiment} on {published.origin.dataset}"
+            notes.append(f"not published: {path} is the finding of {other}; rename a dataset")
             continue
-        if note := keep_fullest(path, record.model_copy(update={"data": {}})):
+        newer = published is None or record.origin.date > published.origin.date
+        if published is not None and not newer and count_runs(record) <= count_runs(published):
+            continue
+        with clear_errors(f"write {path}"):
+            note = keep_fullest(path, record.model_copy(update={"data": {}}))
+        if note:
             notes.append(note)
     return notes
 
@@ -104,21 +121,26 @@ def write_site(
     """
     written = [write_page(html, render_site(records))]
     if docs is not None:
-        for record in records:
-            path = docs / f"{page_name(record)}.md"
-            write_whole(path, render_markdown(record, _write_pictures(docs, record)))
-            written.append(path)
-        write_whole(docs / VERDICTS, render_verdicts(records))
+        with clear_errors(f"write {docs}"):
+            for record in records:
+                path = docs / f"{page_name(record)}.md"
+                write_whole(path, render_markdown(record, _write_pictures(docs, record)))
+                written.append(path)
+            write_whole(docs / VERDICTS, render_verdicts(records))
         written.append(docs / VERDICTS)
     return written
 
 
 def _write_pictures(docs: Path, record: ExperimentRecord) -> dict[int, str]:
     """The panels that a page shows as pictures: their places, and the files beside the page."""
-    files = {}
+    name, files = page_name(record), {}
     for place, panel in enumerate(record.panels):
         if not isinstance(panel, CurvePanel | ScatterPanel) or (svg := draw(panel)) is None:
             continue
-        files[place] = f"pictures/{page_name(record)}-{place + 1}.svg"
+        files[place] = f"pictures/{name}-{place + 1}.svg"
         write_whole(docs / files[place], as_file(svg))
+    for path in docs.glob(f"pictures/{name}-*.svg"):
+        # A longer name may begin with this one; a number follows this one alone.
+        if path.stem[len(name) + 1 :].isdigit() and f"pictures/{path.name}" not in files.values():
+            path.unlink()
     return files

@@ -92,7 +92,7 @@ def _markdown_panel(panel: Panel, picture: str | None) -> list[str]:
     elif isinstance(panel, CurvePanel):
         lines += _curve_table(panel)
     elif picture is None:
-        lines += ["A picture: see the HTML page (`lcn experiment report`).", ""]
+        lines += ["The points of this picture were not kept.", ""]
     if panel.note:
         lines += [panel.note, ""]
     return lines

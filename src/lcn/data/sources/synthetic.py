@@ -93,12 +93,12 @@ def generate(
         progress: told about users as they are written.
 
     Raises:
-        DataError: the folder is not empty or cannot be written; nothing is left of it then.
+        DataError: the folder is not empty, or cannot be written: what was written is removed.
     """
     with caching.clear_errors(f"write {out}"):
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty; name a new folder, or empty it first")
-        with filled_whole(out) as partial:
+        with filled_whole(out, last="mapping.yaml") as partial:
             for name in ("events_source", "events_target", "impressions", "users"):
                 (partial / name).mkdir()
             _write_items(partial, config, draw_world(config))
