@@ -155,7 +155,7 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
     type=_PATH,
     default=Path("runs/experiments"),
     show_default=True,
-    help="Where runs and findings are kept.",
+    help="Where runs and findings are kept, or where findings were published.",
 )
 @click.option(
     "--docs",
