@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import re
 import shutil
 import socket
 import threading
@@ -119,6 +120,36 @@ def test_fields_that_the_model_does_not_have_are_named(client: Client) -> None:
     )
     named = ["context.Hour", "context.houre", "profile.elder", "candidates.fields.prise"]
     assert answer.ignored == named
+
+
+def test_event_fields_that_the_store_does_not_keep_are_named(client: Client) -> None:
+    """As above: the event is stored without them."""
+    assert client.add([event(1, "misspelt")]).ignored == []
+    known = {"kind": "v2"}
+    events = [
+        Event("misspelt", f"m{n}", "i1", now() - 10 + n, context={**known, name: "1"})
+        for n, name in enumerate(("aktion", "Action", "aktion"))
+    ]
+    answer = client.add(events)
+    assert answer.outcomes == ["stored"] * 3
+    assert answer.ignored == ["context.Action", "context.aktion"]
+
+
+CANDIDATES = {
+    "number": (3, "candidates.1: Input should be a valid string"),
+    "empty": ("", "candidates.1: String should have at least 1 character"),
+    "item": ({"item": 5}, "candidates.1.item: Input should be a valid string"),
+    "value": ({"item": "i1", "fields": {"x": 3}}, "candidates.1.fields.x: Input should be a valid"),
+    "misspelt": ({"item": "i1", "field": {}}, "candidates.1.field: Extra inputs are not permitted"),
+}
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_an_error_of_a_candidate_says_where_it_is(client: Client, name: str) -> None:
+    """A candidate may be a key or an object: the error is that of the form that was sent."""
+    candidate, said = CANDIDATES[name]
+    with pytest.raises(Refused, match=re.escape(f"400: {said}")):
+        client.call("POST", "/v1/rank", {"user": "u", "candidates": ["i1", candidate]})
 
 
 def test_explanations_name_events_of_the_history(client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
@@ -126,10 +127,12 @@ def _ranking(parts: Parts) -> APIRouter:
                 400, f"events: at most {parts.config.max_events}, got {len(body.events)}"
             )
         done = await parts.ingest.add(body.events)
+        given = set().union(*(event.context for event in body.events))
         return as_json(
             {
                 "outcomes": done.outcomes,
                 "state_versions": done.versions,
+                "ignored": _others("context", given, parts.store.fields),
                 "durability": done.durability,
             }
         )
@@ -281,10 +284,15 @@ def _ignored(body: RankRequest, version: Version) -> list[str]:
         ("candidates.fields", given, known.candidate_fields),
     )
     return [
-        f"{place}.{name}"
+        name
         for place, names, fields in places
-        for name in sorted(names - {field.name for field in fields})
+        for name in _others(place, names, (field.name for field in fields))
     ]
+
+
+def _others(place: str, given: set[str], known: Iterable[str]) -> list[str]:
+    """Names that are not among the known ones, with their place in the request."""
+    return [f"{place}.{name}" for name in sorted(given.difference(known))]
 
 
 def _state_answer(parts: Parts, version: Version, user: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Acknowledged:
     outcomes: list[str]
     state_versions: dict[str, int]
     durability: str
+    ignored: list[str] = field(default_factory=list)
+    """Context fields of the events that the store does not keep."""
 
 
 class Refused(ServeError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
@@ -63,14 +64,29 @@ def _methods(app: FastAPI, path: str) -> list[str]:
     return sorted(found) or ["GET"]
 
 
+_KEY, _OBJECT = "constrained-str", "WireCandidate"
+"""What the checker calls the two forms of a candidate."""
+_UNSAID = ("body", _KEY, _OBJECT)
+"""Parts of a place that are not the client's words."""
+
+
+def _told(errors: Sequence[Any]) -> Mapping[str, Any]:
+    """The first error; of a candidate that was given as an object, what is wrong inside it."""
+    first, place = errors[0], errors[0]["loc"]
+    if place[-1] != _KEY:
+        return first
+    inside = (*place[:-1], _OBJECT)
+    return next((each for each in errors if each["loc"][:-1][: len(inside)] == inside), first)
+
+
 def install(app: FastAPI) -> None:
     """Turn the program's errors into answers."""
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return problem(400, f"{place}: {first['msg']}" if place else str(first["msg"]))
+        told = _told(error.errors())
+        place = ".".join(str(part) for part in told["loc"] if part not in _UNSAID)
+        return problem(400, f"{place}: {told['msg']}" if place else str(told["msg"]))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:

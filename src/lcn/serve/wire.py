@@ -28,7 +28,7 @@ Value = Annotated[str, StringConstraints(max_length=256)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A model, a version, an experiment."""
 Name = Annotated[str, StringConstraints(max_length=64)]
-"""Of a field; names that the model does not have are ignored; answers to rankings say so."""
+"""Of a field; names that the model or the store does not have are ignored, and answers say so."""
 Values = Annotated[dict[Name, Value], Field(max_length=64)]
 Moment = Annotated[int, Field(ge=0, le=MOST_MS, strict=True), BeforeValidator(_whole)]
 """UTC milliseconds."""
@@ -157,6 +157,8 @@ class EventsAnswer(_Wire):
     time: unit (not milliseconds), early, future."""
     state_versions: dict[str, int]
     """Of each user: answers with at least this version have seen the user's stored events."""
+    ignored: list[str]
+    """Context fields of the events that the store does not keep, such as `context.hour`."""
     durability: str
     """always: on disk; everysec: within a second; otherwise as the store's server is set."""
 
