@@ -163,3 +163,11 @@ def test_look_up_has_the_gradient_of_an_embedding(index):
         (out * torch.arange(out.numel()).reshape(out.shape)).sum().backward()
         grads.append(module.weight.grad.to_dense())
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"table_learning_rate": 0.05}, {"table_optimiser": "rowwise_adagrad"}]
+)
+def test_settings_of_large_tables_that_no_table_uses_are_said(settings):
+    with pytest.warns(UserWarning, match=r"embedding\.sparse_from"):
+        build_optimisers([nn.Embedding(40, 8)], TrainConfig(**settings))

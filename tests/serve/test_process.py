@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
 from click.testing import CliRunner
 from test_http import ITEMS, event
 
@@ -100,12 +101,31 @@ def test_export_makes_what_serve_needs(tmp_path: Path, toy) -> None:
     result = CliRunner().invoke(cli, ["export", str(run), str(tmp_path / "bundle")])
     assert result.exit_code == 0, result.output
     assert "next: lcn serve" in result.output
+    assert "warning" not in result.output
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["name"] == "lap"
     assert set(manifest["trained"]) >= {"step"}
     from lcn.serve.bundle import load_bundle
 
     assert load_bundle(tmp_path / "bundle").manifest.version == manifest["version"]
+
+
+def test_export_says_which_keys_no_request_can_name(tmp_path: Path) -> None:
+    """They train like any other; the server's interface refuses them."""
+    from serve_world import named_toy
+
+    from lcn.serve.names import NameTables, read_names, unaskable
+
+    names = read_names(named_toy(tmp_path / "data").folder)
+    assert unaskable(names) == {}
+    users, items = (each["key"].to_pylist() for each in (names.users, names.items))
+    users[1:4], items[1:4] = ["u" * 65, "ü" * 64, "two\nlines"], ["i" * 257, "ß" * 256, "\x85"]
+    odd = NameTables(
+        names.items.set_column(1, "key", pa.array(items)),
+        names.users.set_column(1, "key", pa.array(users)),
+        names.values,
+    )
+    assert unaskable(odd) == {"users": ["u" * 65, "two\nlines"], "items": ["i" * 257, "\x85"]}
 
 
 def test_two_servers_share_a_redis_store(tmp_path: Path, world, redis_url: str) -> None:

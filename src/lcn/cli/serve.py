@@ -41,6 +41,7 @@ def export(
     """Make a BUNDLE, all that a server needs, of RUN's best model."""
     with installed():
         from lcn.serve.bundle import export_run
+        from lcn.serve.names import ITEM_LENGTH, USER_LENGTH, read_names, unaskable
 
     manifest = export_run(run, bundle, name=name, version=version, dataset=dataset)
     size = sum(each.bytes for each in manifest.files.values()) / 2**20
@@ -48,6 +49,13 @@ def export(
         f"{bundle}: model {manifest.name}, version {manifest.version}, {size:.1f} MiB; "
         f"next: lcn serve {bundle}"
     )
+    for kind, keys in unaskable(read_names(bundle)).items():
+        click.echo(
+            f"warning: no request can name {len(keys)} of the {kind}, such as {keys[0]!r}: a key "
+            f"has at most {USER_LENGTH} characters (users) or {ITEM_LENGTH} (items) and no control "
+            "characters",
+            err=True,
+        )
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ import pyarrow.parquet as pq
 from lcn.data.names import Group
 from lcn.errors import DataError
 
+USER_LENGTH, ITEM_LENGTH = 64, 256
+"""Characters of a key that a request may name."""
+KEY_TEXT = r"^[^\x00-\x1f\x7f-\x9f]+$"
+"""Such a key: any text without control characters."""
 GROUPS: tuple[Group, ...] = ("event", "request", "candidate", "profile")
 """The groups whose values are looked up; items are known by their keys."""
 
@@ -45,6 +50,19 @@ def read_names(folder: Path) -> NameTables:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read the names in {folder}: {error}") from error
     return NameTables(_by_address(items, folder), _by_address(users, folder), values)
+
+
+def unaskable(names: NameTables) -> dict[str, list[str]]:
+    """Keys of users and items that no request can name: too long, or with control characters."""
+    good = re.compile(KEY_TEXT)
+    found = {}
+    for kind, table, most in (
+        ("users", names.users, USER_LENGTH),
+        ("items", names.items, ITEM_LENGTH),
+    ):
+        keys = (key for key in table["key"].to_pylist() if key is not None)
+        found[kind] = [key for key in keys if len(key) > most or not good.fullmatch(key)]
+    return {kind: keys for kind, keys in found.items() if keys}
 
 
 def _by_address(table: pa.Table, folder: Path) -> pa.Table:

@@ -17,13 +17,14 @@ from starlette.responses import Response
 
 from lcn import __version__
 from lcn.evaluate.metrics import sigmoid
+from lcn.serve.names import ITEM_LENGTH, KEY_TEXT, USER_LENGTH
 from lcn.serve.parts import FastRoute, Parts, allowed, as_json, rank
 from lcn.serve.problems import problem
 from lcn.serve.ranker import Candidate, Job, Ranked
 from lcn.serve.registry import UnknownModel, Version
 from lcn.serve.wire import Long, Moment, Size, Word
 
-_TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
+_TEXT = re.compile(KEY_TEXT)
 
 Parameters = dict[str, str | int | float | bool]
 
@@ -225,10 +226,12 @@ def _job(body: InferRequest, most: int) -> Job:
     """
     given = _values(body)
     users, items = given.pop("user", None), given.pop("candidate", None)
-    if users is None or len(users) != 1 or not _is_key(users[0]):
-        raise HTTPException(400, "input 'user' names one user, 1 to 64 characters")
-    if not items or len(items) > most or not all(_is_key(item, 256) for item in items):
-        raise HTTPException(400, f"input 'candidate' names 1 to {most} items, 256 characters each")
+    if users is None or len(users) != 1 or not _is_key(users[0], USER_LENGTH):
+        raise HTTPException(400, f"input 'user' names one user, 1 to {USER_LENGTH} characters")
+    if not items or len(items) > most or not all(_is_key(item, ITEM_LENGTH) for item in items):
+        raise HTTPException(
+            400, f"input 'candidate' names 1 to {most} items, {ITEM_LENGTH} characters each"
+        )
     moments = given.pop("time", None)
     if moments is not None and len(moments) != 1:
         raise HTTPException(400, "input 'time' is one moment")
@@ -270,7 +273,7 @@ def _values(body: InferRequest) -> dict[str, list[Any]]:
     return given
 
 
-def _is_key(text: str, most: int = 64) -> bool:
+def _is_key(text: str, most: int) -> bool:
     return len(text) <= most and _TEXT.fullmatch(text) is not None
 
 

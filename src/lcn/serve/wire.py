@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from lcn.serve.names import ITEM_LENGTH, KEY_TEXT, USER_LENGTH
+
 MOST_MS = 2**53
 """Times beyond are not exact in JSON."""
 
@@ -17,11 +19,12 @@ def _whole(value: Any) -> Any:
 
 Key = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
+    StringConstraints(min_length=1, max_length=USER_LENGTH, pattern=KEY_TEXT),
 ]
 """A user: any text without control characters."""
 Long = Annotated[
-    str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
+    str,
+    StringConstraints(min_length=1, max_length=ITEM_LENGTH, pattern=KEY_TEXT),
 ]
 """An item (in some logs its title), an event, a request: stores keep only a hash of them."""
 Value = Annotated[str, StringConstraints(max_length=256)]

@@ -6,6 +6,7 @@ have their moments moved, so a step's cost does not depend on the table's size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -41,4 +42,10 @@ def build_optimisers(
         kind = RowAdam if config.table_optimiser == "adam" else RowAdagrad
         rate = config.table_learning_rate or config.learning_rate
         optimisers.append(kind(sparse, lr=rate))
+    elif config.table_learning_rate or config.table_optimiser != "adam":
+        warnings.warn(
+            "train.table_optimiser and train.table_learning_rate are of tables with row-sparse "
+            "gradients, and no table here is large enough (model.embedding.sparse_from rows)",
+            stacklevel=2,
+        )
     return optimisers
