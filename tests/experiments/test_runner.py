@@ -148,6 +148,26 @@ def test_every_row_is_tried_as_often_and_validation_chooses(little, tmp_path, wo
     assert seeds == {0, 1000}
 
 
+def test_the_mean_over_tuning_seeds_chooses(little, tmp_path, workers):
+    """One seed's best need not be the best: there the trials would be ordered otherwise."""
+    two = {"trials": 4, "seeds": (0,), "tuning_seeds": (1000, 1001)}
+    workspace = workspace_of(little, tmp_path, workers, **two)
+    (both,) = fit_rows(workspace, [LAP])
+    assert len(workers.jobs_run) == 4 * 2 + 1
+    alone = []
+    for seed in (1000, 1001):
+        one = {**two, "tuning_seeds": (seed,), "finished": True}
+        workspace = workspace_of(little, tmp_path, InProcess(), **one)
+        pursued = [
+            workspace.store.finished(workspace.resolve(LAP, *trial.overrides, f"train.seed={seed}"))
+            for trial in both.trials
+        ]
+        alone.append([done.validation["auc"] for done in pursued if done is not None])
+    means = [sum(pair) / 2 for pair in zip(*alone, strict=True)]
+    assert [trial.value for trial in both.trials] == pytest.approx(means, abs=1e-12)
+    assert both.chosen == both.trials[means.index(max(means))].overrides
+
+
 def open_seed(folder) -> int:
     return json.loads((folder / "environment.json").read_text())["seed"]
 

@@ -180,10 +180,9 @@ def test_the_choice_is_shown_with_its_own_value(first_table):
 
 def test_reported_seeds_are_none_that_settings_were_chosen_on(little, tmp_path):
     call = Call(command="lcn", now=now())
-    with pytest.raises(ConfigError, match="1000 is the seed that settings are chosen on"):
-        run_experiments(
-            ["table1"], [little.folder], tiny(trials=2, seeds=(0, 1000)), call, root=tmp_path
-        )
+    with pytest.raises(ConfigError, match="settings are chosen on 1001; report others"):
+        options = tiny(trials=2, seeds=(0, 1001), tuning_seeds=(1000, 1001))
+        run_experiments(["table1"], [little.folder], options, call, root=tmp_path)
 
 
 def test_an_experiment_that_cannot_be_done_ends_no_other(little, tmp_path, monkeypatch):

@@ -70,6 +70,8 @@ _OPTIONS = [
                  help="Settings tried per row, by validation; 1 does not tune."),
     click.option("--trial-epochs", type=click.IntRange(min=0), default=0,
                  help="Epochs of a trial; by default as many as of the final runs."),
+    click.option("--tuning-seeds", type=click.IntRange(min=1), default=1, show_default=True,
+                 help="Seeds that each setting is tried on; their mean decides."),
     click.option("--rows", multiple=True, metavar="NAME",
                  help="Only these rows (and those they are compared with); repeatable."),
     click.option("--beyond", is_flag=True, help="Also the rows beyond the paper."),
@@ -106,7 +108,7 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
     from lcn.experiments.record import now
     from lcn.experiments.rows import Sizes
     from lcn.experiments.run import Call, run_experiments
-    from lcn.experiments.settings import Options
+    from lcn.experiments.settings import FIRST_TUNING_SEED, Options
     from lcn.experiments.show import print_record
 
     k1, k2 = given["k1"], given["k2"]
@@ -125,6 +127,7 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
         seeds=given["seeds"],
         trials=given["trials"],
         trial_epochs=given["trial_epochs"],
+        tuning_seeds=tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + given["tuning_seeds"])),
         extra=given["settings"],
         users=given["users"],
         sizes=None if k1 is None else Sizes(k1, k2),

@@ -105,9 +105,10 @@ def _check_asked(names: Sequence[str], datasets: Sequence[Path], options: Option
             )
         if options.rows and name not in TABLES:
             raise ConfigError(f"--rows chooses rows of a table; {name} takes none")
-    if options.trials > 1 and options.tuning_seed in options.seeds:
+    shared = sorted(set(options.tuning_seeds) & set(options.seeds))
+    if options.trials > 1 and shared:
         raise ConfigError(
-            f"--seeds: {options.tuning_seed} is the seed that settings are chosen on; report others"
+            f"--seeds: settings are chosen on {', '.join(map(str, shared))}; report others"
         )
 
 

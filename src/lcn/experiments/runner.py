@@ -34,7 +34,7 @@ class Trial:
 
     overrides: tuple[str, ...]
     value: float
-    """Best validation metric; NaN when it failed."""
+    """Best validation metric, its mean over the tuning seeds; NaN when one of them failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ class _Pursuit:
 
     row: Row
     trials: tuple[tuple[str, ...], ...] = ((),)
-    trial_runs: list[RunConfig] = field(default_factory=list)
+    trial_runs: list[list[RunConfig]] = field(default_factory=list)
+    """Of each trial, one per tuning seed."""
     seed_runs: list[RunConfig] = field(default_factory=list)
     tried: tuple[Trial, ...] = ()
     chosen: tuple[str, ...] = ()
@@ -123,7 +124,8 @@ class _Schedule:
         """Tune and train the rows, until each is done or known to fail."""
         options = self._workspace.options
         pursuits = []
-        per_row = len(options.seeds) + (options.trials if options.trials > 1 else 0)
+        tried = options.trials * len(options.tuning_seeds) if options.trials > 1 else 0
+        per_row = len(options.seeds) + tried
         self._teller.expect(per_row * len(rows))
         for row in rows:
             pursuit = _Pursuit(row)
@@ -141,50 +143,52 @@ class _Schedule:
         if options.trials <= 1:
             self._submit_seeds(pursuit)
             return
-        more = [f"train.seed={options.tuning_seed}"]
-        if options.trial_epochs:
-            more.append(f"train.epochs={options.trial_epochs}")
+        more = [f"train.epochs={options.trial_epochs}"] if options.trial_epochs else []
         row = pursuit.row
         try:
             standing = self._workspace.resolve(row)
             pursuit.trials = plan_trials(
                 row,
                 options.trials,
-                options.tuning_seed,
+                options.tuning_seeds[0],
                 fixed={setting.partition("=")[0] for setting in options.extra},
                 changes=lambda overrides: self._workspace.resolve(row, *overrides) != standing,
             )
             pursuit.trial_runs = [
-                self._workspace.resolve(row, *overrides, *more) for overrides in pursuit.trials
+                [
+                    self._workspace.resolve(row, *overrides, *more, f"train.seed={seed}")
+                    for seed in options.tuning_seeds
+                ]
+                for overrides in pursuit.trials
             ]
         except ConfigError as error:
             pursuit.error = str(error)
             return
-        for number, config in enumerate(pursuit.trial_runs):
-            self._want(config, f"{pursuit.row.name} trial {number}", 1)
+        for number, configs in enumerate(pursuit.trial_runs):
+            for config in configs:
+                label = f"{row.name} trial {number} seed {config.train.seed}"
+                self._want(config, label, 1)
 
     def _advance(self, pursuit: _Pursuit) -> None:
         """Choose, once all trials are known, and submit the seeds."""
         if pursuit.error or pursuit.seed_runs or not pursuit.trial_runs:
             return
-        outcomes = [self._outcome(config) for config in pursuit.trial_runs]
-        if any(each is None for each in outcomes):
+        outcomes = [[self._outcome(each) for each in configs] for configs in pursuit.trial_runs]
+        known = [each for of_trial in outcomes for each in of_trial if each is not None]
+        if len(known) < sum(len(of_trial) for of_trial in outcomes):
             return
-        if any(each is not None and each.error == NOT_TRAINED for each in outcomes):
+        if any(each.error == NOT_TRAINED for each in known):
             pursuit.error = NOT_TRAINED
             return
-        monitor = pursuit.trial_runs[0].train.monitor
-        values = [
-            each.done.validation[monitor] if each is not None and each.done else math.nan
-            for each in outcomes
-        ]
+        monitor = pursuit.trial_runs[0][0].train.monitor
+        values = [_mean_validation(of_trial, monitor) for of_trial in outcomes]
         pursuit.tried = tuple(
             Trial(overrides, value) for overrides, value in zip(pursuit.trials, values, strict=True)
         )
         try:
             pursuit.chosen = pursuit.trials[choose(values, monitor)]
         except ValueError:
-            pursuit.error = next(each.error for each in outcomes if each is not None)
+            pursuit.error = next(each.error for each in known if each.error)
             return
         self._submit_seeds(pursuit)
 
@@ -266,6 +270,15 @@ class _Schedule:
         # Fewer seeds than its rivals would make a row incomparable.
         whole = tuple(runs) if len(runs) == len(self._workspace.options.seeds) else ()
         return Fitted(pursuit.row, pursuit.tried, pursuit.chosen, whole, error)
+
+
+def _mean_validation(outcomes: Sequence[Outcome | None], monitor: str) -> float:
+    """Over a trial's seeds; NaN when one of them failed."""
+    values = [
+        each.done.validation[monitor] if each is not None and each.done else math.nan
+        for each in outcomes
+    ]
+    return sum(values) / len(values)
 
 
 def _line(label: str, outcome: Outcome) -> str:

@@ -44,6 +44,9 @@ PRESETS: dict[str, Sizes] = {"kuairand": Sizes(30, 10)}
 """K1 and K2 where histories are too short for 200 and 50, by the dataset's name."""
 
 
+FIRST_TUNING_SEED = 1000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How an experiment is run; rows are all treated alike."""
@@ -53,8 +56,8 @@ class Options:
     """Settings tried per row, by validation alone; the first is the recipe as it stands."""
     trial_epochs: int = 0
     """Epochs of a trial; 0 takes those of the final runs."""
-    tuning_seed: int = 1000
-    """Seed of the trials, none of the reported ones: a seed that is lucky in tuning does not
+    tuning_seeds: tuple[int, ...] = (FIRST_TUNING_SEED,)
+    """Seeds of each trial, none of the reported ones: a seed that is lucky in tuning does not
     lift its own result."""
     settings: tuple[str, ...] = SETTINGS
     """Alike for every row; see the module."""

@@ -25,6 +25,7 @@ from lcn.experiments.record import (
 )
 from lcn.experiments.rows import Metric, Sizes, Table
 from lcn.experiments.runner import Fitted, Workspace, fit_rows
+from lcn.experiments.settings import Options
 from lcn.experiments.work import Finding
 
 TABLES: dict[str, Callable[[Sizes], Table]] = {
@@ -58,7 +59,8 @@ def show(
         panels.append(_differences(measured))
     if measured.strata:
         panels.append(_strata(measured))
-    panels.append(_choices(fitted) if workspace.options.trials > 1 else _recipes(fitted))
+    options = workspace.options
+    panels.append(_choices(fitted, options) if options.trials > 1 else _recipes(fitted))
     return Finding(
         title=table.title,
         summary=table.note,
@@ -242,7 +244,9 @@ def _strata(measured: Measured) -> TablePanel:
     )
 
 
-def _choices(fitted: Sequence[Fitted]) -> TablePanel:
+def _choices(fitted: Sequence[Fitted], options: Options) -> TablePanel:
+    count = len(options.tuning_seeds)
+    where = "a seed that is" if count == 1 else f"the same {count} seeds, which are"
     rows = []
     for each in fitted:
         value_of = {trial.overrides: trial.value for trial in each.trials}
@@ -259,7 +263,7 @@ def _choices(fitted: Sequence[Fitted]) -> TablePanel:
         title="Settings chosen by validation",
         head=("row", "trials", "as chosen", "as it stands", "chosen"),
         rows=tuple(rows),
-        note="The same number of trials for every row, on a seed that is not reported.",
+        note=f"The same number of trials for every row, on {where} not reported.",
     )
 
 
