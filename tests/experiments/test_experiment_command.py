@@ -65,3 +65,18 @@ def test_a_table_from_the_command_line(little, tmp_path, monkeypatch):
     assert "validation AUC" in done.stderr
     plain = CliRunner().invoke(cli, given)
     assert plain.exit_code == 0 and "Paired differences" in plain.output
+
+
+def test_tuning_seeds_from_the_command_line(little, tmp_path, monkeypatch):
+    monkeypatch.setattr("lcn.experiments.runner.Workers", lambda jobs: InProcess())
+    settings = [part for each in TINY for part in ("--set", each)]
+    given = ["experiment", "table1", str(little.folder), "--rows", "w/o CRP", "--seeds", "1",
+             "--k1", "12", "--k2", "4", "--resamples", "10", "--tuning-seeds", "2",
+             "--store", str(tmp_path), *settings, "--json"]  # fmt: skip
+    done = CliRunner().invoke(cli, [*given, "--trials", "2"])
+    assert done.exit_code == 0, done.output
+    (record,) = json.loads(done.stdout)
+    assert record["origin"]["tuning_seeds"] == 2
+    assert "[15/15]" in done.stderr  # three rows: two trials of two seeds, and a reported one
+    refused = CliRunner().invoke(cli, [*given, "--trials", "1"])
+    assert refused.exit_code == 2 and "does not tune" in refused.output

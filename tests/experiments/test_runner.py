@@ -168,6 +168,34 @@ def test_the_mean_over_tuning_seeds_chooses(little, tmp_path, workers):
     assert both.chosen == both.trials[means.index(max(means))].overrides
 
 
+def test_more_tuning_seeds_try_the_same_settings_and_reuse_what_was_tried(little, tmp_path):
+    def fit(workers, *seeds):
+        options = {"trials": 3, "seeds": (0,), "tuning_seeds": seeds}
+        (fitted,) = fit_rows(workspace_of(little, tmp_path, workers, **options), [LAP])
+        return [trial.overrides for trial in fitted.trials]
+
+    one = fit(InProcess(), 1000)
+    more = InProcess()
+    assert fit(more, 1000, 1001) == one
+    tried = [path for path in more.jobs_run if open_seed(path) != 0]
+    assert [open_seed(path) for path in tried] == [1001] * 3
+
+
+def test_a_trial_that_failed_on_one_of_its_seeds_is_not_chosen(little, tmp_path, monkeypatch):
+    real = worker._train
+
+    def train(config, folder):
+        if config.train.seed == 1001 and config.model.embedding.std == 0.2:
+            raise TrainingError("the loss is NaN")
+        return real(config, folder)
+
+    monkeypatch.setattr(worker, "_train", train)
+    options = {"trials": 2, "seeds": (0,), "tuning_seeds": (1000, 1001)}
+    (fitted,) = fit_rows(workspace_of(little, tmp_path, InProcess(), **options), [NONE])
+    assert not math.isnan(fitted.trials[0].value) and math.isnan(fitted.trials[1].value)
+    assert fitted.chosen == () and len(fitted.runs) == 1
+
+
 def open_seed(folder) -> int:
     return json.loads((folder / "environment.json").read_text())["seed"]
 
@@ -294,6 +322,7 @@ def test_a_quick_look_takes_few_first_steps(little):
     short = shortened(config, 60).train
     assert short.pretrain_steps == 60 and short.source_steps <= 60
     assert quick(Options()).first_steps == 60
+    assert quick(Options(tuning_seeds=(1000, 1001))).tuning_seeds == (1000,)
     plain = recipe("lap", str(little.folder))
     assert shortened(plain, 60) == plain
 

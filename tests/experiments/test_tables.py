@@ -176,6 +176,10 @@ def test_the_choice_is_shown_with_its_own_value(first_table):
     choices = show(workspace, table, tuned, measured).panels[-1]
     assert choices.head[2:4] == ("as chosen", "as it stands")
     assert [cell.text for cell in choices.rows[0][1:4]] == ["3", "0.4500", "-"]
+    assert choices.note.endswith("on a seed that is not reported.")
+    several = replace(workspace.options, tuning_seeds=(1000, 1001))
+    choices = show(replace(workspace, options=several), table, tuned, measured).panels[-1]
+    assert choices.note.endswith("on the same 2 seeds, which are not reported.")
 
 
 def test_reported_seeds_are_none_that_settings_were_chosen_on(little, tmp_path):

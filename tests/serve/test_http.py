@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serve_world import BATCH, World, make_world, parts_of
@@ -141,6 +142,7 @@ CANDIDATES = {
     "item": ({"item": 5}, "candidates.1.item: Input should be a valid string"),
     "value": ({"item": "i1", "fields": {"x": 3}}, "candidates.1.fields.x: Input should be a valid"),
     "misspelt": ({"item": "i1", "field": {}}, "candidates.1.field: Extra inputs are not permitted"),
+    "odd names": ({"item": "i1", "fields": {"body": 3}}, "candidates.1.fields.body: Input should"),
 }
 
 
@@ -150,6 +152,25 @@ def test_an_error_of_a_candidate_says_where_it_is(client: Client, name: str) -> 
     candidate, said = CANDIDATES[name]
     with pytest.raises(Refused, match=re.escape(f"400: {said}")):
         client.call("POST", "/v1/rank", {"user": "u", "candidates": ["i1", candidate]})
+
+
+def test_an_error_of_a_tensor_is_that_of_its_type(client: Client) -> None:
+    def infer(**tensor: Any) -> None:
+        user = {"name": "user", "shape": [1], "datatype": "BYTES", "data": ["u"]}
+        client.call("POST", "/v2/models/toy/infer", {"inputs": [user, {"shape": [1], **tensor}]})
+
+    with pytest.raises(Refused, match=r"400: inputs\.1\.INT64\.data\.0: Input should be"):
+        infer(name="time", datatype="INT64", data=[1.5])
+    with pytest.raises(Refused, match=r"400: inputs\.1\.BYTES\.data\.0: Input should be"):
+        infer(name="candidate", datatype="BYTES", data=[3])
+    with pytest.raises(Refused, match=r"400: inputs\.1: .*'BYTES', 'INT64'"):
+        infer(name="candidate", datatype="FP32", data=[3])
+
+
+def test_a_client_reads_answers_of_newer_servers(client: Client, monkeypatch) -> None:
+    answer = {"outcomes": ["stored"], "state_versions": {}, "durability": "always", "new": 1}
+    monkeypatch.setattr(client, "call", lambda *_: answer)
+    assert client.add([event(1, "u")]).outcomes == ["stored"]
 
 
 def test_explanations_name_events_of_the_history(client: Client) -> None:

@@ -110,12 +110,14 @@ def test_export_makes_what_serve_needs(tmp_path: Path, toy) -> None:
     assert load_bundle(tmp_path / "bundle").manifest.version == manifest["version"]
 
 
-def test_export_says_which_keys_no_request_can_name(tmp_path: Path) -> None:
+def test_export_says_which_keys_no_request_can_name(tmp_path: Path, world, monkeypatch) -> None:
     """They train like any other; the server's interface refuses them."""
     from serve_world import named_toy
 
+    from lcn.serve.bundle import read_bundle_manifest
     from lcn.serve.names import NameTables, read_names, unaskable
 
+    manifest = read_bundle_manifest(world.bundle)
     names = read_names(named_toy(tmp_path / "data").folder)
     assert unaskable(names) == {}
     users, items = (each["key"].to_pylist() for each in (names.users, names.items))
@@ -126,6 +128,12 @@ def test_export_says_which_keys_no_request_can_name(tmp_path: Path) -> None:
         names.values,
     )
     assert unaskable(odd) == {"users": ["u" * 65, "two\nlines"], "items": ["i" * 257, "\x85"]}
+    monkeypatch.setattr("lcn.serve.bundle.export_run", lambda *_, **__: manifest)
+    monkeypatch.setattr("lcn.serve.names.read_names", lambda folder: odd)
+    result = CliRunner().invoke(cli, ["export", "run", "bundle"])
+    assert result.exit_code == 0, result.output
+    assert f"name 2 of the users, such as '{'u' * 60}'" in result.stderr
+    assert f"name 2 of the items, such as '{'i' * 60}'" in result.stderr
 
 
 def test_two_servers_share_a_redis_store(tmp_path: Path, world, redis_url: str) -> None:

@@ -7,6 +7,7 @@ else that takes time.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 
 import click
@@ -59,6 +60,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; errors meant for people are printed without a traceback."""
+    # Without the place in our source, which says nothing to who runs the command.
+    warnings.formatwarning = lambda message, *_, **__: f"lcn: warning: {message}\n"
     try:
         cli(prog_name="lcn")
     except LcnError as error:

@@ -123,6 +123,8 @@ def _run(name: str, datasets: tuple[Path, ...], **given: Any) -> None:
             raise click.UsageError(f"--set {setting}: tables set it by row; use --k1 and --k2")
         if setting.partition("=")[0] == "train.seed":
             raise click.UsageError(f"--set {setting}: every row has several; use --seeds")
+    if given["trials"] == 1 and given["tuning_seeds"] > 1:
+        raise click.UsageError("--tuning-seeds is for --trials 2 or more; --trials 1 does not tune")
     options = Options(
         seeds=given["seeds"],
         trials=given["trials"],

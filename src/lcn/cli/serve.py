@@ -51,9 +51,9 @@ def export(
     )
     for kind, keys in unaskable(read_names(bundle)).items():
         click.echo(
-            f"warning: no request can name {len(keys)} of the {kind}, such as {keys[0]!r}: a key "
-            f"has at most {USER_LENGTH} characters (users) or {ITEM_LENGTH} (items) and no control "
-            "characters",
+            f"warning: no request can name {len(keys)} of the {kind}, such as {keys[0][:60]!r}: "
+            f"a key has at most {USER_LENGTH} characters (users) or {ITEM_LENGTH} (items) and no "
+            "control characters",
             err=True,
         )
 

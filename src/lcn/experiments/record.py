@@ -146,6 +146,8 @@ class Origin(_Record):
     licence: str = ""
     seeds: tuple[int, ...]
     trials: int
+    tuning_seeds: int = 1
+    """Seeds that each trial was run on."""
     settings: tuple[str, ...]
     sizes: tuple[int, int] | None = None
     quick: bool = False

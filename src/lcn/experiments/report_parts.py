@@ -52,6 +52,7 @@ def origin_lines(record: ExperimentRecord) -> list[tuple[str, str]]:
         ("licence of the data", origin.licence),
         ("seeds", ", ".join(map(str, origin.seeds))),
         ("trials per row", str(origin.trials)),
+        ("seeds of each trial", str(origin.tuning_seeds) if origin.tuning_seeds > 1 else ""),
         ("settings of every row", ", ".join(origin.settings)),
         ("K1, K2", "{}, {}".format(*origin.sizes) if origin.sizes else ""),
         ("machine", origin.machine),

@@ -173,22 +173,25 @@ class _Schedule:
         """Choose, once all trials are known, and submit the seeds."""
         if pursuit.error or pursuit.seed_runs or not pursuit.trial_runs:
             return
-        outcomes = [[self._outcome(each) for each in configs] for configs in pursuit.trial_runs]
-        known = [each for of_trial in outcomes for each in of_trial if each is not None]
-        if len(known) < sum(len(of_trial) for of_trial in outcomes):
+        runs = [config for configs in pursuit.trial_runs for config in configs]
+        outcomes = [each for each in map(self._outcome, runs) if each is not None]
+        if len(outcomes) < len(runs):
             return
-        if any(each.error == NOT_TRAINED for each in known):
+        if any(each.error == NOT_TRAINED for each in outcomes):
             pursuit.error = NOT_TRAINED
             return
-        monitor = pursuit.trial_runs[0][0].train.monitor
-        values = [_mean_validation(of_trial, monitor) for of_trial in outcomes]
+        monitor, seeds = runs[0].train.monitor, len(self._workspace.options.tuning_seeds)
+        values = [
+            _mean_validation(outcomes[first : first + seeds], monitor)
+            for first in range(0, len(outcomes), seeds)
+        ]
         pursuit.tried = tuple(
             Trial(overrides, value) for overrides, value in zip(pursuit.trials, values, strict=True)
         )
         try:
             pursuit.chosen = pursuit.trials[choose(values, monitor)]
         except ValueError:
-            pursuit.error = next(each.error for each in known if each.error)
+            pursuit.error = next(each.error for each in outcomes if each.error)
             return
         self._submit_seeds(pursuit)
 
@@ -272,12 +275,9 @@ class _Schedule:
         return Fitted(pursuit.row, pursuit.tried, pursuit.chosen, whole, error)
 
 
-def _mean_validation(outcomes: Sequence[Outcome | None], monitor: str) -> float:
+def _mean_validation(outcomes: Sequence[Outcome], monitor: str) -> float:
     """Over a trial's seeds; NaN when one of them failed."""
-    values = [
-        each.done.validation[monitor] if each is not None and each.done else math.nan
-        for each in outcomes
-    ]
+    values = [each.done.validation[monitor] if each.done else math.nan for each in outcomes]
     return sum(values) / len(values)
 
 

@@ -111,7 +111,9 @@ class Client:
             Refused: none of them is acknowledged.
         """
         body = [{**asdict(event), "context": dict(event.context)} for event in events]
-        return Acknowledged(**self.call("POST", "/v1/events", {"events": body}))
+        answer = self.call("POST", "/v1/events", {"events": body})
+        names = Acknowledged.__slots__
+        return Acknowledged(**{name: answer[name] for name in names if name in answer})
 
     def state(self, user: str) -> dict[str, Any]:
         """What is kept of a user."""

@@ -29,19 +29,29 @@ _TEXT = re.compile(KEY_TEXT)
 Parameters = dict[str, str | int | float | bool]
 
 
-class Tensor(BaseModel):
-    """An input."""
-
+class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     shape: Annotated[list[Size], Field(min_length=1, max_length=1)]
-    datatype: Literal["BYTES", "INT64"]
-    data: Annotated[
-        list[Annotated[str, Field(max_length=256)]] | list[Moment],
-        Field(max_length=2000),
-    ]
     parameters: Parameters | None = None
+
+
+class Texts(_Input):
+    """An input of texts."""
+
+    datatype: Literal["BYTES"]
+    data: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=2000)]
+
+
+class Moments(_Input):
+    """An input of times."""
+
+    datatype: Literal["INT64"]
+    data: Annotated[list[Moment], Field(max_length=2000)]
+
+
+Tensor = Annotated[Texts | Moments, Field(discriminator="datatype")]
 
 
 class RequestedOutput(BaseModel):

@@ -64,19 +64,20 @@ def _methods(app: FastAPI, path: str) -> list[str]:
     return sorted(found) or ["GET"]
 
 
-_KEY, _OBJECT = "constrained-str", "WireCandidate"
-"""What the checker calls the two forms of a candidate."""
-_UNSAID = ("body", _KEY, _OBJECT)
-"""Parts of a place that are not the client's words."""
+def _told(errors: Sequence[Any]) -> tuple[str, str]:
+    """Place and text of the first error; of a candidate, that of the form which was sent.
 
-
-def _told(errors: Sequence[Any]) -> Mapping[str, Any]:
-    """The first error; of a candidate that was given as an object, what is wrong inside it."""
-    first, place = errors[0], errors[0]["loc"]
-    if place[-1] != _KEY:
-        return first
-    inside = (*place[:-1], _OBJECT)
-    return next((each for each in errors if each["loc"][:-1][: len(inside)] == inside), first)
+    A candidate is a key or an object, and what is neither has an error for each: places of both
+    begin with ("body", "candidates", number, name of the form).
+    """
+    first = errors[0]
+    place = first["loc"]
+    if place[:2] == ("body", "candidates") and len(place) > 3:
+        of_it = [each for each in errors if each["loc"][:3] == place[:3]]
+        first = next((each for each in of_it if len(each["loc"]) > 4), first)
+        place = (*first["loc"][:3], *first["loc"][4:])
+    words = place[1:] if place[:1] == ("body",) else place
+    return ".".join(map(str, words)), first["msg"]
 
 
 def install(app: FastAPI) -> None:
@@ -84,9 +85,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        told = _told(error.errors())
-        place = ".".join(str(part) for part in told["loc"] if part not in _UNSAID)
-        return problem(400, f"{place}: {told['msg']}" if place else str(told["msg"]))
+        place, text = _told(error.errors())
+        return problem(400, f"{place}: {text}" if place else text)
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:

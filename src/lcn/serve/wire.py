@@ -31,7 +31,7 @@ Value = Annotated[str, StringConstraints(max_length=256)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A model, a version, an experiment."""
 Name = Annotated[str, StringConstraints(max_length=64)]
-"""Of a field; names that the model or the store does not have are ignored, and answers say so."""
+"""Of a field; those that the model or the store does not have are ignored, and answers say so."""
 Values = Annotated[dict[Name, Value], Field(max_length=64)]
 Moment = Annotated[int, Field(ge=0, le=MOST_MS, strict=True), BeforeValidator(_whole)]
 """UTC milliseconds."""

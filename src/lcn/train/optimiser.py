@@ -43,9 +43,10 @@ def build_optimisers(
         rate = config.table_learning_rate or config.learning_rate
         optimisers.append(kind(sparse, lr=rate))
     elif config.table_learning_rate or config.table_optimiser != "adam":
+        name = "table_learning_rate" if config.table_learning_rate else "table_optimiser"
         warnings.warn(
-            "train.table_optimiser and train.table_learning_rate are of tables with row-sparse "
-            "gradients, and no table here is large enough (model.embedding.sparse_from rows)",
+            f"train.{name} changes nothing here: it is for tables with row-sparse gradients, and "
+            "none has the model.embedding.sparse_from rows that make a table one",
             stacklevel=2,
         )
     return optimisers
