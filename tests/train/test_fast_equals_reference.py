@@ -86,9 +86,13 @@ def curve(logs: Dataset, backbone: str, how: ops.Implementation) -> list[float]:
 def test_loss_curves_agree(logs: Dataset, backbone: str, tmp_path: Path) -> None:
     fast, slow = (torch.tensor(curve(logs, backbone, how)) for how in ("fast", "reference"))
     assert slow[-30:].mean() < 0.95 * slow[:30].mean(), "nothing was learned"
-    same = STEPS if backbone in KEEP_NOTHING else 100
-    torch.testing.assert_close(fast[:same], slow[:same], rtol=1e-5, atol=0)
-    # Sooner or later two rows score so nearly alike that rounding decides which one is kept; from
-    # then on a step's loss may differ by more than rounding, but training goes to the same place.
+    if backbone != "lap":
+        rtol = 1e-5 if backbone in KEEP_NOTHING else 1e-4
+        torch.testing.assert_close(fast, slow, rtol=rtol, atol=0)
+        return
+    torch.testing.assert_close(fast[:100], slow[:100], rtol=1e-5, atol=0)
+    # Its many selections: sooner or later two rows score so nearly alike that rounding decides
+    # which one is kept. From then on a step's loss may differ by more than rounding, but training
+    # goes to the same place.
     torch.testing.assert_close(fast, slow, rtol=5e-3, atol=0)
     torch.testing.assert_close(fast[-30:].mean(), slow[-30:].mean(), rtol=3e-4, atol=0)
